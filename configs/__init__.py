@@ -1,0 +1,1 @@
+"""Shipped YAML: collections, pretrain, finetune, tasks, launch."""

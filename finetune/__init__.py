@@ -1,0 +1,1 @@
+"""Fine-tuning and evaluation on held-out tasks. Imports pretrain and data."""

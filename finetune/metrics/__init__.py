@@ -1,0 +1,1 @@
+"""Metrics: overlap, surface, classification; an explicit policy for empty structures."""

@@ -1,0 +1,1 @@
+"""Task kinds: classification, segmentation. A task is a YAML record, not code."""

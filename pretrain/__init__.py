@@ -1,0 +1,1 @@
+"""Self-supervised pretraining: encoders, objectives, the training run. Imports data, never finetune."""
