@@ -137,7 +137,7 @@ def parse_modality(text: str) -> Modality:
         CollectionError: the word is neither in the vocabulary nor a known synonym.
     """
     word = str(text).strip().lower()
-    if word in Modality:
+    if word in set(Modality):
         return Modality(word)
     if word in _MODALITY_SYNONYMS:
         return _MODALITY_SYNONYMS[word]
@@ -147,7 +147,7 @@ def parse_modality(text: str) -> Modality:
 def parse_organ(text: str) -> Organ:
     """Turn a word for a body part into `Organ`. Raises CollectionError when unknown."""
     word = str(text).strip().lower()
-    if word in Organ:
+    if word in set(Organ):
         return Organ(word)
     if word in _ORGAN_SYNONYMS:
         return _ORGAN_SYNONYMS[word]
