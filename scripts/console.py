@@ -1,0 +1,107 @@
+"""What the commands print: logging, progress bars, tables, one-line errors. The only place that knows rich.
+
+Results go to stdout, everything else (logs, bars, errors) to stderr, so that output can be piped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+Progress = Callable[[int, int, str], None]
+
+
+def setup_logging(*, verbose: bool = False) -> None:
+    """Log medloom at INFO (DEBUG when verbose) and the libraries at WARNING, to stderr."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(
+        console=Console(stderr=True), show_path=False, show_level=verbose, omit_repeated_times=False,
+        log_time_format="%H:%M:%S", markup=False, highlighter=None,
+    )  # fmt: skip
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("medloom").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not verbose:
+        warnings.filterwarnings("ignore")  # the libraries' own deprecations are not the user's business
+
+
+def complain(message: object) -> None:
+    """Print one error line to stderr."""
+    from rich.console import Console
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {_plain(message)}", highlight=False)
+
+
+def say(message: object = "") -> None:
+    """Print one line of result to stdout."""
+    from rich.console import Console
+
+    Console(soft_wrap=True).print(_plain(message), highlight=False)
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Yield a callback `(done, total, what)` that draws one rich bar for each distinct stage.
+
+    The stage is the text before the first "|"; what follows it (loss, rate) is shown beside the bar.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description:<28}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
+    )  # fmt: skip
+    tasks: dict[str, TaskID] = {}
+    with Bar(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+
+        def update(done: int, total: int, what: str) -> None:
+            stage, _, detail = (part.strip() for part in what.partition("|"))
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, detail=detail)
+            bar.update(tasks[stage], completed=done, total=total, detail=detail)
+
+        yield update
+
+
+def print_table(rows: Sequence[Mapping[str, object]], *, title: str | None = None) -> None:
+    """Print rows (equal keys) as a table; numbers are right-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name in rows[0]:
+        number = all(isinstance(row.get(name), int | float) or row.get(name) is None for row in rows)
+        table.add_column(str(name), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if row.get(name) is None else _plain(row[name]) for name in rows[0]))
+    Console().print(table)
+
+
+def size(count: float) -> str:
+    """Bytes in the largest fitting unit: `size(2_500_000) == '2.5 MB'`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _plain(message: object) -> str:
+    from rich.markup import escape
+
+    return escape(str(message))

@@ -1,0 +1,53 @@
+"""`medloom finetune TASK --encoder RUN`: fine-tune on a held-out task, with the baseline beside it."""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLE = """example:
+  medloom finetune realdata-busi --root /data/realdata --encoder runs/mae-2d --out runs/busi
+  medloom finetune realdata-hippocampus --root /data/realdata --encoder runs/mae-3d --protocol full steps=600
+  medloom evaluate runs/busi"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `medloom finetune`."""
+    parser.epilog = EXAMPLE
+    parser.add_argument("task", help="YAML record of the task (a path, or the name of a shipped one)")
+    parser.add_argument(
+        "--encoder", required=True, help="run folder, encoder folder, .safetensors, .ckpt or timm:NAME"
+    )
+    parser.add_argument("--root", help="folder that holds the task's dataset (default: as the record says)")
+    parser.add_argument("--protocol", choices=("linear", "full"), help="frozen probe or full fine-tune")
+    parser.add_argument("--out", help="run folder to create (continued when it exists and is the same run)")
+    parser.add_argument(
+        "--no-baseline", action="store_true", help="do not train the same network from random weights"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. steps=500 fraction=0.1 seed=1"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fine-tune and say how to score it."""
+    from ..finetune.config import load_config
+    from ..finetune.run import finetune
+    from .console import progress_bar, say
+    from .finder import shipped
+
+    named = {
+        "encoder": arguments.encoder,
+        "root": arguments.root,
+        "protocol": arguments.protocol,
+        "out": arguments.out,
+    }
+    dotlist = [f"{key}={value}" for key, value in named.items() if value is not None]
+    if arguments.no_baseline:
+        dotlist.append("baseline=false")
+    config = load_config(shipped("tasks", arguments.task), [*dotlist, *arguments.overrides])
+    with progress_bar() as progress:
+        folder = finetune(config, progress=progress)
+    say(f"run: {folder}")
+    say(f"next: medloom evaluate {folder}")
+    return 0

@@ -1,0 +1,40 @@
+"""`medloom pretrain CONFIG key=value ...`: the same command under plain Python, torchrun and srun."""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLE = """example:
+  medloom pretrain realdata-mae-2d data.shards=shards/realdata out=runs/mae-2d
+  medloom pretrain realdata-mae-2d data.shards=shards/realdata out=runs/mae-2d resume=true
+  torchrun --nproc-per-node 8 -m medloom.scripts.cli pretrain base-mae-2d data.shards=/data/shards out=b"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `medloom pretrain`."""
+    parser.epilog = EXAMPLE
+    parser.add_argument("config", help="YAML of the run (a path, or the name of a shipped one)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. trainer.steps=1000 out=runs/a"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Pretrain and say where the encoder is."""
+    import os
+
+    from ..pretrain.config import load_config
+    from ..pretrain.run import pretrain
+    from .console import progress_bar, say
+    from .finder import shipped
+
+    config = load_config(shipped("pretrain", arguments.config), arguments.overrides)
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
+        with progress_bar() as progress:
+            folder = pretrain(config, progress=progress)
+        say(f"run: {folder}")
+        say(f"next: medloom finetune TASK --encoder {folder}")
+    else:
+        pretrain(config)
+    return 0
