@@ -1,6 +1,6 @@
 """Shards -> batches: a map-style dataset whose index is the position in the global order.
 
-Everything that a sample becomes is a pure function of (seed, position): which image, which crop, which channel.
+Everything that a sample becomes is a pure function of (seed, position): image, crop, channel.
 Workers, ranks and restarts therefore never change a pixel, and resume costs one integer.
 """
 
