@@ -1,1 +1,31 @@
-"""Encoders: one file a family."""
+"""Encoders by name. A new one is one file here and one line in `ENCODERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...data.config import polymorphic
+from ...data.errors import ConfigError, nearest
+from .base import Encoder, Features
+from .convnet import ConvNet
+from .vit import ViT
+from .vit3d import ViT3D
+
+__all__ = ["ENCODERS", "Encoder", "Features", "build_encoder"]
+
+ENCODERS: dict[str, type[Encoder]] = {"vit": ViT, "convnet": ConvNet, "vit3d": ViT3D}
+
+
+def build_encoder(config: Any) -> Encoder:
+    """Build an encoder from its dataclass (`ViT.Config(...)`) or from a mapping with `name`.
+
+    Raises:
+        ConfigError: unknown name or field, with the near ones; sizes that contradict each other.
+    """
+    if isinstance(config, Mapping):
+        config = polymorphic({str(key): config[key] for key in config}, ENCODERS, "encoder")[1]
+    name = str(getattr(config, "name", ""))
+    if name not in ENCODERS:
+        raise ConfigError(f"unknown encoder {name!r}{nearest(name, set(ENCODERS))}")
+    return ENCODERS[name](config)

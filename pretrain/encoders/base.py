@@ -1,0 +1,114 @@
+"""What every encoder promises: `Features` out, a keep-index in, layer groups for layer-wise decay.
+
+An encoder knows nothing of objectives and nothing of Lightning. It owns its configuration as a nested
+dataclass (`ViT.Config`), whose fields are the YAML keys of the `encoder` section, and it is built from that
+dataclass alone: the same dataclass, written to `encoder.json`, rebuilds it years later. The price is that
+a field may only hold what OmegaConf and JSON both hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ...data.errors import ConfigError
+
+
+@dataclass(slots=True)
+class Features:
+    """What an encoder says about a batch.
+
+    `tokens` are the patch tokens only, without class and register tokens, in row-major order of `grid`.
+    `grid` is None when only a part of the tokens was computed (`keep` given): then tokens[:, i] belongs to
+    the patch keep[:, i]. `pyramid` goes from fine to coarse for a convolutional network; for a plain
+    transformer it holds four depths of one grid, the last being `tokens` themselves.
+    """
+
+    pooled: Tensor  # [B, E]
+    tokens: Tensor  # [B, N, E]
+    grid: tuple[int, ...] | None = None
+    pyramid: list[Tensor] | None = None  # each [B, E_i, *grid_i]
+
+
+class Encoder(nn.Module):
+    """Base of the encoders. Subclasses set the attributes below in their constructor."""
+
+    Config: ClassVar[type[Any]]
+
+    config: Any
+    embed_dim: int  # E of `pooled` and `tokens`
+    patch_size: tuple[int, ...]  # pixels of one token, (H, W) or (D, H, W)
+    ndim: int  # spatial axes: 2 or 3
+    in_channels: int
+    supports_keep: bool = False  # True: `keep` computes visible tokens only
+    stem: str  # name of the weight [E, C, *kernel] that meets the input channels
+    inner: str = ""  # prefix of our names that the artefact leaves out, so that a plain library reads it
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False) -> Features:
+        """Encode images [B, C, *spatial], float, normalised.
+
+        Args:
+            x: spatial sizes must be multiples of `patch_size`.
+            keep: int64 [B, K], the patches to compute; only where `supports_keep`.
+            pyramid: also return `Features.pyramid`; not together with `keep`.
+
+        Raises:
+            ConfigError: sizes or channels that do not fit, or keep where it is not supported.
+        """
+        raise NotImplementedError
+
+    def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
+        """Parameters by depth, from the input to the output: [embedding, block 0, ..., last norm].
+
+        Every parameter is in exactly one group; names are those of `named_parameters`.
+        """
+        raise NotImplementedError
+
+    def timm_config(self) -> dict[str, Any] | None:
+        """config.json for `timm.create_model("local-dir:FOLDER")`; None when timm has no such network."""
+        return None
+
+    def grid(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Token grid of an image of `spatial` pixels. Raises ConfigError when a side is not a multiple."""
+        name = getattr(self.config, "name", type(self).__name__)
+        if len(spatial) != self.ndim:
+            raise ConfigError(
+                f"encoder {name} takes {self.ndim}D images, but these have {len(spatial)} axes "
+                f"({'×'.join(map(str, spatial))}): choose a {len(spatial)}D encoder or a {self.ndim}D crop"
+            )
+        wrong = [s for s, p in zip(spatial, self.patch_size, strict=True) if s % p or s < p]
+        if wrong:
+            near = [max(p, round(s / p) * p) for s, p in zip(spatial, self.patch_size, strict=True)]
+            raise ConfigError(
+                f"image of {'×'.join(map(str, spatial))} is not a multiple of the patch "
+                f"{'×'.join(map(str, self.patch_size))} of encoder {name}: crop {'×'.join(map(str, near))}"
+            )
+        return tuple(int(s) // p for s, p in zip(spatial, self.patch_size, strict=True))
+
+    def check(self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False) -> tuple[int, ...]:
+        """Refuse what `forward` cannot take, and return the token grid."""
+        grid = self.grid(x.shape[2:])
+        if x.shape[1] != self.in_channels:
+            raise ConfigError(
+                f"encoder takes {self.in_channels} channels, the images have {x.shape[1]}: "
+                f"set data.channels={self.in_channels} or encoder.in_channels={x.shape[1]}"
+            )
+        if keep is not None and not self.supports_keep:
+            raise ConfigError(
+                f"encoder {self.config.name} cannot compute a part of the tokens: mask its input"
+            )
+        if keep is not None and pyramid:
+            raise ConfigError("a pyramid needs all tokens: leave out keep or pyramid")
+        return grid
+
+
+def depths_of_pyramid(depth: int) -> list[int]:
+    """Four block indices spread evenly over `depth` blocks, the last one included (UNETR's choice)."""
+    return [max(0, round(depth * part / 4) - 1) for part in (1, 2, 3, 4)]

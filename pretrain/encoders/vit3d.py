@@ -1,0 +1,150 @@
+"""3D vision transformer: timm's blocks behind a Conv3d patch embedding, for volumes of any crop size.
+
+Patches may be anisotropic ([4, 16, 16] for thick slices). Positions are 3D sine-cosine values computed for
+the grid at hand, so one network takes any crop that is a multiple of the patch and nothing is ever
+resampled. With a volume of depth 1 and a patch of depth 1 it is the 2D ViT of timm with the same weights (a
+test holds it to that). Numbers of tokens grow with the cube: 96³ voxels in 16³ patches are 216 tokens, in
+8³ they are 1728, and the attention of the latter costs 64 times as much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ...data.errors import ConfigError, nearest
+from .base import Encoder, Features, depths_of_pyramid
+from .positions import sincos
+from .vit import select
+
+# (embed_dim, depth, heads) as in DeiT (arXiv 2012.12877) and ViT (arXiv 2010.11929).
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
+
+LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
+
+
+class ViT3D(Encoder):
+    """Plain transformer over the patches of a volume."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        """Fields that are None come from `size`."""
+
+        name: str = "vit3d"
+        size: str = "small"  # tiny | small | base | large
+        patch_size: list[int] = field(default_factory=lambda: [16, 16, 16])  # voxels (D, H, W)
+        in_channels: int = 1
+        embed_dim: int | None = None
+        depth: int | None = None  # blocks
+        num_heads: int | None = None
+        mlp_ratio: float = 4.0
+        registers: int = 0  # register tokens (arXiv 2309.16588) beside the class token
+        layer_scale: float | None = None  # initial value, e.g. 1e-5; None: none
+        drop_path: float = 0.0  # stochastic depth rate of the last block, rising linearly
+
+    supports_keep = True
+    ndim = 3
+
+    def __init__(self, config: ViT3D.Config) -> None:
+        super().__init__(config)
+        from timm.layers import trunc_normal_
+        from timm.models.vision_transformer import Block
+
+        dim, depth, heads = self._sizes(config)
+        self.embed_dim = dim
+        self.patch_size = (config.patch_size[0], config.patch_size[1], config.patch_size[2])
+        self.in_channels = config.in_channels
+        self.stem = "patch_embed.proj.weight"
+        self.prefix = 1 + config.registers
+        self.patch_embed = PatchEmbed3D(self.patch_size, config.in_channels, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.reg_token = nn.Parameter(torch.zeros(1, config.registers, dim)) if config.registers else None
+        rates = [config.drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                heads,
+                mlp_ratio=config.mlp_ratio,
+                qkv_bias=True,
+                init_values=config.layer_scale,
+                drop_path=rate,
+                norm_layer=LAYER_NORM,
+            )
+            for rate in rates
+        )
+        self.norm = LAYER_NORM(dim)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        trunc_normal_(self.cls_token, std=0.02)
+        if self.reg_token is not None:
+            trunc_normal_(self.reg_token, std=0.02)
+
+    @staticmethod
+    def _sizes(config: ViT3D.Config) -> tuple[int, int, int]:
+        if config.size not in SIZES:
+            raise ConfigError(f"encoder.size: unknown size {config.size!r}{nearest(config.size, set(SIZES))}")
+        if len(config.patch_size) != 3 or min(config.patch_size) < 1:
+            raise ConfigError(f"encoder.patch_size: three sides of at least 1, not {list(config.patch_size)}")
+        dim, depth, heads = SIZES[config.size]
+        dim, depth, heads = config.embed_dim or dim, config.depth or depth, config.num_heads or heads
+        if dim % heads or dim < 6:
+            raise ConfigError(f"encoder.embed_dim {dim} is not a multiple of {heads} heads, or is below 6")
+        return dim, depth, heads
+
+    def forward(self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False) -> Features:
+        """See `Encoder.forward`; x is [B, C, D, H, W]. `pooled` is the class token."""
+        grid = self.check(x, keep, pyramid)
+        # In the precision of the parameters: float32 under autocast, where the residual stream stays exact.
+        positions = sincos(grid, self.embed_dim, x.device).to(self.cls_token.dtype)
+        tokens = self.patch_embed(x) + positions
+        if keep is not None:
+            tokens = select(tokens, keep)
+        heads = [self.cls_token] if self.reg_token is None else [self.cls_token, self.reg_token]
+        tokens = torch.cat([*(head.expand(x.shape[0], -1, -1) for head in heads), tokens], 1)
+        wanted = depths_of_pyramid(len(self.blocks)) if pyramid else []
+        levels: list[Tensor] = []
+        for depth, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            levels += [tokens] * wanted.count(depth)
+        tokens = self.norm(tokens)
+        maps = [self.norm(level)[:, self.prefix :].transpose(1, 2) for level in levels]
+        return Features(
+            pooled=tokens[:, 0],
+            tokens=tokens[:, self.prefix :],
+            grid=None if keep is not None else grid,
+            pyramid=[m.reshape(x.shape[0], -1, *grid) for m in maps] if pyramid else None,
+        )
+
+    def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
+        """[patch embedding, class and register tokens; block 0; ...; final norm]."""
+        depth_of = {id(p): i for i, block in enumerate(self.blocks, 1) for p in block.parameters()}
+        last = len(self.blocks) + 1
+        depth_of |= {id(p): last for p in self.norm.parameters()}
+        groups: list[list[tuple[str, nn.Parameter]]] = [[] for _ in range(last + 1)]
+        for name, parameter in self.named_parameters():
+            groups[depth_of.get(id(parameter), 0)].append((name, parameter))
+        return groups
+
+
+class PatchEmbed3D(nn.Module):
+    """Volume [B, C, D, H, W] -> tokens [B, N, E], row-major over (D, H, W)."""
+
+    def __init__(self, patch_size: tuple[int, int, int], in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        # As MAE: initialised like a linear layer over the flattened patch.
+        nn.init.xavier_uniform_(self.proj.weight.data.view(dim, -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
