@@ -1,0 +1,143 @@
+"""`manifest.json`: what a folder of shards holds. The reader, the stream and the report start from it.
+
+A *source* is one dataset in one dimensionality ("derm_ham10000-2d"), the unit that is mixed and weighted.
+Shards are numbered in manifest order, all shards of all sources in a row; `SampleRef.shard` is that number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..atomic import write_json
+from ..errors import ShardError
+from .format import FORMAT_VERSION
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One tar: file name inside the folder, samples, bytes, SHA-256."""
+
+    file: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceEntry:
+    """One dataset in one dimensionality, with counts of samples by modality, organ, split and label."""
+
+    id: str
+    dataset: str
+    ndim: int
+    count: int
+    licence: str
+    shards: tuple[ShardEntry, ...]
+    modalities: dict[str, int] = field(default_factory=dict)
+    organs: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    masks: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all shards of the source."""
+        return sum(shard.bytes for shard in self.shards)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Which records were kept out of the shards, and why."""
+
+    rules: list[dict[str, Any]] = field(default_factory=list)
+    excluded: dict[str, int] = field(default_factory=dict)  # reason -> samples or records
+    checked: int = 0  # held-out images whose content hash was compared
+    not_checked: list[str] = field(default_factory=list)  # keys and rules that could not be compared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The whole folder. Equal builds give equal manifests."""
+
+    name: str
+    sources: tuple[SourceEntry, ...]
+    build: dict[str, Any] = field(default_factory=dict)
+    salt_fingerprint: str = ""
+    held_out: HeldOut = field(default_factory=HeldOut)
+    failures: int = 0
+    format: int = FORMAT_VERSION
+
+    @property
+    def count(self) -> int:
+        """Samples in all sources."""
+        return sum(source.count for source in self.sources)
+
+    @property
+    def shards(self) -> tuple[ShardEntry, ...]:
+        """All shards, in the order that `SampleRef.shard` counts."""
+        return tuple(shard for source in self.sources for shard in source.shards)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with totals for the human reader."""
+        shards = self.shards
+        totals = {"samples": self.count, "shards": len(shards), "bytes": sum(s.bytes for s in shards)}
+        return asdict(self) | {"totals": totals}
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON: the identity of the data a run was trained on."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, folder: Path) -> Path:
+        """Write `manifest.json` into `folder`, atomically."""
+        path = Path(folder) / MANIFEST
+        write_json(path, self.to_dict())
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Manifest:
+        """Read `manifest.json` of a folder of shards.
+
+        Raises:
+            ShardError: no manifest, not JSON, or another format version.
+        """
+        path = Path(folder) / MANIFEST
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            hint = (
+                "the build has not finished: run it again" if (path.parent / "units").is_dir() else "build it"
+            )
+            raise ShardError(
+                f"{path.parent} is not a finished folder of shards ({MANIFEST} is missing); {hint}"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ShardError(f"{path}: not readable as JSON ({error}); run the build again") from error
+        version = data.get("format") if isinstance(data, dict) else None
+        if version != FORMAT_VERSION:
+            raise ShardError(
+                f"{path}: format {version!r}, this medloom reads {FORMAT_VERSION}; build it again"
+            )
+        try:
+            return _from_dict(data)
+        except (KeyError, TypeError) as error:
+            raise ShardError(
+                f"{path}: not a manifest of format {FORMAT_VERSION} ({error}); build it again"
+            ) from error
+
+
+def _from_dict(data: dict[str, Any]) -> Manifest:
+    fields = {name: value for name, value in data.items() if name != "totals"}
+    sources = tuple(
+        SourceEntry(**(source | {"shards": tuple(ShardEntry(**shard) for shard in source["shards"])}))
+        for source in fields.pop("sources")
+    )
+    held_out = HeldOut(**fields.pop("held_out"))
+    return Manifest(sources=sources, held_out=held_out, **fields)
