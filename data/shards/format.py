@@ -58,7 +58,7 @@ class Member:
 
 
 def checksum(data: Any) -> int:
-    """CRC-32 (zlib's polynomial) of a bytes-like, by carry-less multiplication: tens of GB/s, so every read affords it."""
+    """CRC-32 (zlib's polynomial) of bytes: tens of GB/s in hardware, so every read affords it."""
     return int(imagecodecs.deflate_crc32(data))
 
 
