@@ -1,1 +1,19 @@
-"""How a dataset lies on disk: folders and tables become Records."""
+"""How a dataset lies on disk: folders and tables become Records.
+
+A layout is a module with `Options` (a dataclass), `describe` and `scan` (see `base.Layout`); a new one is a
+new file and a line in `LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+from . import dicom_tree, image_folder, msd, table
+from .base import Layout, Refusal, Source
+
+__all__ = ["LAYOUTS", "Layout", "Refusal", "Source"]
+
+LAYOUTS: dict[str, Layout] = {
+    "dicom_tree": dicom_tree,
+    "image_folder": image_folder,
+    "msd": msd,
+    "table": table,
+}
