@@ -86,7 +86,7 @@ class ConvNet(Encoder):
         from timm.models import group_parameters
 
         matcher = cast(Any, self.model).group_matcher(coarse=True)
-        by_depth = group_parameters(self.model, matcher, reverse=True)
+        by_depth = cast(dict[str, int], group_parameters(self.model, matcher, reverse=True))
         groups: list[list[tuple[str, nn.Parameter]]] = [[] for _ in range(max(by_depth.values()) + 1)]
         for name, parameter in self.named_parameters():
             groups[by_depth[name.removeprefix(self.inner)]].append((name, parameter))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class ViT3D(Encoder):
                 qkv_bias=True,
                 init_values=config.layer_scale,
                 drop_path=rate,
-                norm_layer=LAYER_NORM,
+                norm_layer=cast(Any, LAYER_NORM),
             )
             for rate in rates
         )
