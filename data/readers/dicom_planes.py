@@ -1,0 +1,131 @@
+"""One DICOM object -> its planes: decoded pixels with the place of each slice or frame.
+
+Decoding goes through pydicom and its plug-ins (JPEG, JPEG-LS, JPEG 2000, RLE). Enhanced multi-frame objects
+take geometry and rescaling from their functional groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pydicom.pixels import apply_color_lut, apply_modality_lut
+
+from ..errors import ReadError
+from . import dicom_fields as fields
+from .dicom_series import Plane
+
+
+def planes_of(name: str, dataset: Any) -> list[Plane]:
+    """Decoded planes of one file: one, or one a frame."""
+    pixels = _pixels(name, dataset)  # [F, C, H, W]
+    number = fields.integer(dataset, "InstanceNumber") or 0
+    spacing = fields.pixel_spacing(dataset)
+    thickness = fields.positive(dataset, "SpacingBetweenSlices") or fields.positive(dataset, "SliceThickness")
+    planes = []
+    for index, array in enumerate(pixels):
+        position, orientation, frame_spacing = _frame_geometry(dataset, index, len(pixels))
+        slope, intercept = _rescale(dataset, index)
+        planes.append(
+            Plane(
+                name=name,
+                array=array,
+                slope=slope,
+                intercept=intercept,
+                position=position,
+                orientation=orientation,
+                spacing=frame_spacing or spacing,
+                thickness=thickness,
+                order=(number, index),
+            )
+        )
+        if position is not None and planes[-1].spacing is None:
+            raise ReadError(
+                f"{name}: a slice position but no pixel spacing, expected both; repair the header"
+            )
+    return planes
+
+
+def _pixels(name: str, dataset: Any) -> np.ndarray:
+    """Stored pixels [F, C, H, W]: colours as RGB, MONOCHROME1 inverted, lookup tables applied."""
+    try:
+        array = dataset.pixel_array
+        photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).upper()
+        if photometric == "PALETTE COLOR":
+            array = apply_color_lut(array, dataset)
+            array = (array >> 8).astype(np.uint8) if array.dtype.itemsize == 2 else array
+        elif "ModalityLUTSequence" in dataset:
+            array = apply_modality_lut(array, dataset)
+    except (ReadError, MemoryError):
+        raise
+    except Exception as error:  # every decoder plug-in raises its own kinds
+        raise ReadError(f"{name}: pixels cannot be decoded ({fields.line(error)}); copy it again") from error
+    frames, colours = int(dataset.get("NumberOfFrames") or 1), array.shape[-1]
+    if photometric == "PALETTE COLOR" or int(dataset.get("SamplesPerPixel") or 1) > 1:
+        array = np.moveaxis(array.reshape(frames, *array.shape[-3:]), -1, 1)
+        if colours == 3 and all(np.array_equal(array[:, 0], array[:, channel]) for channel in (1, 2)):
+            array = array[:, :1]
+    else:
+        array = array.reshape(frames, 1, *array.shape[-2:])
+    if photometric == "MONOCHROME1" and array.dtype.kind in "iu":
+        top = 2 ** int(dataset.get("BitsStored", 8 * array.dtype.itemsize)) - 1
+        # Signed stored values lie around -1/2, unsigned ones around top/2.
+        array = (np.array(-1 if array.dtype.kind == "i" else top, array.dtype) - array).astype(array.dtype)
+    return array
+
+
+def _frame_geometry(
+    dataset: Any, index: int, frames: int
+) -> tuple[np.ndarray | None, np.ndarray | None, tuple[float, float] | None]:
+    """Position, orientation and pixel spacing of one frame, each None when the file does not say."""
+    if frames == 1 and "PerFrameFunctionalGroupsSequence" not in dataset:
+        return (
+            fields.vector(dataset, "ImagePositionPatient", 3),
+            fields.vector(dataset, "ImageOrientationPatient", 6),
+            None,
+        )
+    if "PerFrameFunctionalGroupsSequence" in dataset or "SharedFunctionalGroupsSequence" in dataset:
+        spacing = _group(dataset, index, "PixelMeasuresSequence")
+        pair = fields.numbers(spacing, "PixelSpacing", 2) if spacing is not None else None
+        place = _group(dataset, index, "PlanePositionSequence")
+        turn = _group(dataset, index, "PlaneOrientationSequence")
+        return (
+            fields.vector(place, "ImagePositionPatient", 3) if place is not None else None,
+            fields.vector(turn, "ImageOrientationPatient", 6) if turn is not None else None,
+            (pair[0], pair[1]) if pair and min(pair) > 0 else None,
+        )
+    return *_slice_vector(dataset, index, frames), None
+
+
+def _slice_vector(dataset: Any, index: int, frames: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Position of a frame of a reconstructed nuclear medicine volume: the first one's plus even steps."""
+    detectors = dataset.get("DetectorInformationSequence")
+    origin = detectors[0] if detectors else dataset
+    position = fields.vector(origin, "ImagePositionPatient", 3)
+    orientation = fields.vector(origin, "ImageOrientationPatient", 6)
+    gap = fields.positive(dataset, "SpacingBetweenSlices")
+    slices = fields.integer(dataset, "NumberOfSlices")
+    if position is None or orientation is None or gap is None or slices != frames:
+        return None, None
+    normal = np.cross(orientation[:3], orientation[3:])
+    return position + normal * gap * index, orientation
+
+
+def _group(dataset: Any, index: int, name: str) -> Any | None:
+    """First item of a functional group, of the frame or shared by all. Source: DICOM PS3.3 C.7.6.16."""
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    for holder in ([per_frame[index]] if index < len(per_frame) else []) + list(shared[:1]):
+        if holder.get(name):
+            return holder.get(name)[0]
+    return None
+
+
+def _rescale(dataset: Any, index: int) -> tuple[float, float]:
+    transform = _group(dataset, index, "PixelValueTransformationSequence")
+    if transform is None:
+        transform = dataset
+    if "ModalityLUTSequence" in dataset or int(dataset.get("SamplesPerPixel") or 1) > 1:
+        return 1.0, 0.0
+    slope, intercept = (fields.numbers(transform, key, 1) for key in ("RescaleSlope", "RescaleIntercept"))
+    return (slope[0] if slope else 1.0), (intercept[0] if intercept else 0.0)

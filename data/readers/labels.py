@@ -1,0 +1,122 @@
+"""Label maps: unsigned integers on exactly the image's grid, or a refusal.
+
+Nothing is resampled, rounded or guessed: a mask on another grid is a fault of the data that a silent repair
+would carry into every Dice value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ..errors import ReadError
+from ..sample import Image
+from . import geometry, raster
+
+# Farthest that a corner of the mask's grid may lie from the image's, as a share of the smallest voxel edge.
+AFFINE_TOLERANCE = 0.1
+# Scaled or floating labels may be this far from an integer.
+INTEGER_TOLERANCE = 1e-3
+
+
+def read_label_map(
+    path: Path, like: Image, values: Mapping[int, int] | Literal["nonzero"] | None = None
+) -> np.ndarray:
+    """Read the label map of an image.
+
+    Args:
+        path: NIfTI, DICOM or raster; of a palette picture the indices count, not the colours.
+        like: the image; the map must have its spatial shape and, where both files state one, its affine.
+        values: None keeps labels, "nonzero" makes 0/1, a mapping {file value: label} renames (0 stays 0
+            unless the mapping says otherwise).
+
+    Returns:
+        uint8, uint16 or uint32, [D, H, W] or [H, W].
+
+    Raises:
+        ReadError: unreadable; several channels or frames; another shape; a grid corner farther off than 10 %
+            of a voxel edge; negative or fractional labels; a value that the mapping does not name.
+    """
+    path = Path(path)
+    array, affine = _stored(path)
+    expected = like.array.shape[1:]
+    if array.ndim - 1 != len(expected) and 1 in array.shape[1:]:
+        # A one-slice volume for a picture, or the other way round.
+        array = array.reshape(array.shape[0], *[size for size in array.shape[1:] if size > 1])
+    if array.shape[0] != 1:
+        raise ReadError(f"{path.name}: {array.shape[0]} channels, expected one of labels; merge them first")
+    if array.shape[1:] != expected:
+        raise ReadError(
+            f"{path.name}: mask shape {array.shape[1:]}, image shape {expected}; "
+            "resample it on the image's grid"
+        )
+    if affine is not None and like.affine is not None and len(expected) == 3:
+        _check_grid(path.name, affine, like, expected)
+    return _mapped(_integers(array[0], path.name), values, path.name)
+
+
+def _stored(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    from . import reader_of
+
+    reader = reader_of(path)
+    if reader is raster:
+        return raster.read_labels(path), None
+    images = reader.read([path])
+    if len(images) != 1:
+        raise ReadError(f"{path.name}: {len(images)} frames, expected one label map")
+    if images[0].facts.get("nonfinite"):
+        raise ReadError(f"{path.name}: NaN or infinite labels, expected integers; repair the mask")
+    return images[0].array, images[0].affine
+
+
+def _check_grid(name: str, affine: np.ndarray, like: Image, shape: tuple[int, ...]) -> None:
+    assert like.affine is not None
+    away = geometry.corner_distance(affine, like.affine, shape)
+    bound = AFFINE_TOLERANCE * min(geometry.spacing_of(like.affine))
+    if away > bound:
+        raise ReadError(
+            f"{name}: the mask's affine puts a corner {away:.3g} mm from the image's, expected at most "
+            f"{bound:.3g} mm; resample the mask or copy the right header"
+        )
+
+
+def _integers(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        away = float(np.abs(array - rounded).max())
+        if away > INTEGER_TOLERANCE:
+            raise ReadError(f"{name}: labels are {away:.3g} off integers; is it a probability map?")
+        array = rounded.astype(np.int64)
+    low, high = int(array.min()), int(array.max())
+    if low < 0:
+        raise ReadError(f"{name}: negative label {low}, expected 0 (background) or above; map or repair it")
+    return array.astype(_unsigned(high), copy=False)
+
+
+def _unsigned(high: int) -> type[np.unsignedinteger]:
+    return np.uint8 if high < 1 << 8 else np.uint16 if high < 1 << 16 else np.uint32
+
+
+def _mapped(
+    array: np.ndarray, values: Mapping[int, int] | Literal["nonzero"] | None, name: str
+) -> np.ndarray:
+    if values is None:
+        return array
+    if values == "nonzero":
+        return (array > 0).astype(np.uint8)
+    assert not isinstance(values, str)
+    table = {0: 0, **{int(source): int(label) for source, label in values.items()}}
+    present = np.unique(array).tolist()
+    unknown = [value for value in present if value not in table]
+    if unknown:
+        raise ReadError(
+            f"{name}: label values {unknown[:8]} are not in mask_values {sorted(table)}; "
+            "add them to the mapping"
+        )
+    result = np.zeros(array.shape, _unsigned(max(table.values())))
+    for source in present:
+        result[array == source] = table[source]
+    return result

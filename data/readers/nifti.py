@@ -1,0 +1,142 @@
+"""NIfTI-1 and NIfTI-2 (.nii, .nii.gz) -> Image, in closest canonical orientation.
+
+The file is decompressed whole and its gzip checksum verified: a truncated or flipped download is refused,
+which nibabel's lazy reading would miss. Values keep their dtype (see values.py), scl_slope/scl_inter applied.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from ..errors import ReadError
+from ..sample import Image
+from . import geometry, values
+from .source import check_fourth_axis, content, single
+
+SUFFIXES = (".nii", ".nii.gz")
+
+_MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+
+
+def matches(head: bytes) -> bool:
+    """Whether the first 512 bytes of a file are an uncompressed NIfTI header."""
+    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
+
+
+def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]:
+    """Read one NIfTI file.
+
+    Args:
+        paths: exactly one path.
+        fourth_axis: "channels" makes [C, D, H, W] of a 4D file, "frames" one Image a frame.
+
+    Returns:
+        Images [C, D, H, W] (a depth of 1 stays 3D) or, for a file with only two axes, [C, H, W].
+
+    Raises:
+        ReadError: truncated, corrupt, singular affine, no finite value, complex numbers, more than four axes.
+    """
+    check_fourth_axis(fourth_axis)
+    path = single(list(paths), "NIfTI")
+    nifti = _open(path)
+    affine = _affine(nifti, path.name)
+    array = _values(nifti, path.name)
+    flat = len(nifti.shape) == 2
+    frames = _frames(array, fourth_axis, path.name)
+    images = [_image(frame, affine, flat, path.name) for frame in frames]
+    if len(images) > 1:
+        for index, image in enumerate(images):
+            image.facts |= {"frame": index, "frames": len(images)}
+    return images
+
+
+def _open(path: Path) -> Any:
+    data = content(path)
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ReadError(
+                f"{path.name}: truncated or corrupt gzip ({error}); copy or download it again"
+            ) from error
+    if not matches(data[:512]):
+        raise ReadError(f"{path.name}: no NIfTI header found in {len(data)} bytes; is it another format?")
+    kind = nib.Nifti2Image if data[4:7] == b"n+2" else nib.Nifti1Image
+    try:
+        return kind.from_bytes(data)
+    except Exception as error:  # nibabel raises many kinds on a damaged header; all mean the same to the user
+        raise ReadError(f"{path.name}: NIfTI header cannot be read ({_line(error)}); repair it") from error
+
+
+def _affine(nifti: Any, name: str) -> np.ndarray:
+    """Affine of (d, h, w) in RAS+ mm."""
+    try:
+        affine = np.array(nifti.affine, np.float64)
+        unit = nifti.header.get_xyzt_units()[0]
+    except Exception as error:
+        raise ReadError(f"{name}: orientation cannot be read ({_line(error)}); repair the header") from error
+    geometry.check_affine(affine, name)
+    affine[:3] *= _MILLIMETRES.get(unit, 1.0)
+    return geometry.reverse_axes(affine)
+
+
+def _values(nifti: Any, name: str) -> np.ndarray:
+    """Scaled values as stored: (x, y[, z[, t[, c]]]); RGB becomes c."""
+    try:
+        raw = np.asarray(nifti.dataobj.get_unscaled())
+    except (
+        Exception
+    ) as error:  # truncated .nii: OSError; absurd shapes: ValueError, MemoryError, OverflowError
+        raise ReadError(f"{name}: voxels cannot be read ({_line(error)}); copy it again") from error
+    if raw.dtype.names:
+        raw = np.stack([raw[channel] for channel in raw.dtype.names[:3]], axis=-1)
+        raw = raw.reshape(*raw.shape[:-1], *(1,) * max(0, 5 - raw.ndim), 3)
+    if raw.size == 0:
+        raise ReadError(f"{name}: shape {raw.shape} holds no voxel; exclude it")
+    try:
+        return values.rescale(raw, nifti.dataobj.slope, nifti.dataobj.inter)
+    except ReadError as error:
+        raise ReadError(f"{name}: {error}; exclude it or convert it") from error
+
+
+def _frames(array: np.ndarray, fourth_axis: str, name: str) -> list[np.ndarray]:
+    """Split (x, y[, z[, t[, c]]]) into frames [C, D, H, W]."""
+    if array.ndim > 5:
+        if any(size > 1 for size in array.shape[5:]):
+            raise ReadError(f"{name}: {array.ndim} axes {array.shape}, expected at most 4; split the file")
+        array = array.reshape(array.shape[:5])
+    array = array.reshape(array.shape + (1,) * (5 - array.ndim))
+    # (x, y, z, t, c) -> [t, c, z, y, x]; NIfTI is stored in Fortran order, so this is a view.
+    array = array.transpose(3, 4, 2, 1, 0)
+    times, channels = array.shape[:2]
+    if fourth_axis == "frames":
+        return list(array)
+    if times > 1 and channels > 1:
+        raise ReadError(f"{name}: {times} frames of {channels} channels; set fourth_axis: frames")
+    return [array[0] if times == 1 else array[:, 0]]
+
+
+def _image(frame: np.ndarray, affine: np.ndarray, flat: bool, name: str) -> Image:
+    codes = geometry.axis_codes(affine)
+    array, affine, order = geometry.canonical(frame, affine)
+    array, facts = values.finite(array, name)
+    if flat:
+        # The one axis that the file does not have becomes the (dropped) first one.
+        keep = [axis for axis in range(3) if axis != order[0]]
+        affine = affine[:, [int(order[0]), *keep, 3]]
+        array = np.ascontiguousarray(array.squeeze(1 + int(order[0])))
+    spacing = geometry.spacing_of(affine)[3 - (array.ndim - 1) :]
+    return Image(
+        array=array, spacing=spacing, affine=affine, facts={"format": "nifti", "orientation": codes, **facts}
+    )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
