@@ -24,6 +24,7 @@ from ..encoders.base import Encoder
 from ..encoders.positions import sincos
 from ..losses.reconstruction import masked_mse, normalise_patches
 from ..masks import Mask, block_keep
+from ..views import ViewConfig, random_view
 from .base import Batch, Objective, Output
 
 
@@ -41,10 +42,9 @@ class MAE(Objective):
         decoder_dim: int = 512
         decoder_depth: int = 4  # blocks
         decoder_heads: int = 8
-        flip_axes: list[int] = field(default_factory=lambda: [-1])  # mirrored at random; -1: left and right
-        rotate: float = 10.0  # degrees, at most, either way, of the images that are turned
-        scale: list[float] = field(default_factory=lambda: [0.9, 1.1])  # zoom of the images that are turned
-        affine_probability: float = 0.2  # share of the images that are turned and zoomed
+        # Light on purpose: mirroring left and right, and a fifth of the images turned and zoomed a little
+        # (nnssl's choice). Intensities stay: they are the target. For data whose side is the label: view.flip=0.
+        view: ViewConfig = field(default_factory=lambda: ViewConfig(affine=0.2, degrees=10.0, shift=0.0))
 
     def __init__(self, config: MAE.Config, encoder: Encoder) -> None:
         super().__init__()
@@ -90,8 +90,10 @@ class MAE(Objective):
         return Output(total, {"reconstruction": loss.detach()}, pooled.detach())
 
     def view(self, batch: Batch) -> Tensor:
-        """The augmented images [B, C, *spatial]."""
-        return batch.image
+        """The augmented images [B, C, *spatial], keyed by (seed, position)."""
+        return random_view(
+            batch.image, self.config.view, batch.seed, batch.position, spacing=batch.spacing, stream="mae"
+        )
 
     def mask(self, batch: Batch, encoder: Encoder) -> Mask:
         """The hidden patches of this batch."""

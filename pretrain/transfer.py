@@ -1,0 +1,108 @@
+"""Putting tensors into an encoder: what fits, what is adapted, what is refused, and a report of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.errors import CheckpointError
+from .encoders.base import Encoder
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of each tensor when an encoder was loaded."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)  # names, adapted ones included
+    adapted: list[str] = field(default_factory=list)  # "name: what was done"
+    missing: list[str] = field(default_factory=list)  # of the encoder, left at their initial value
+    unexpected: list[str] = field(default_factory=list)  # in the file, not used
+    record: dict[str, Any] = field(default_factory=dict)  # encoder.json; empty for other sources
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.missing)
+        parts = [f"{self.source}: {len(self.loaded)} of {total} tensors loaded"]
+        for word, names in (
+            ("adapted", self.adapted),
+            ("missing", self.missing),
+            ("unused", self.unexpected),
+        ):
+            parts.append(f"{len(names)} {word}" + (f" ({some(names)})" if names else ""))
+        return ", ".join(parts)
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """A stem weight [E, C, *kernel] for another number of input channels.
+
+    To one channel: the sum over C, so that a grey image gives what its C equal copies gave. Else channels
+    repeat in turn, scaled by C / channels: exact for equal channels from one, and in scale from several.
+    """
+    have = weight.shape[1]
+    if channels == have:
+        return weight
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    turn = torch.arange(channels, device=weight.device) % have
+    return weight[:, turn] * (have / channels)
+
+
+def fill(
+    encoder: Encoder, tensors: Mapping[str, Tensor], source: str, strict: bool, record: dict[str, Any]
+) -> Report:
+    """Copy tensors, by artefact name, into the encoder, adapting the channels of its stem.
+
+    Raises:
+        CheckpointError: `strict`, and a tensor without a place or a place without a tensor.
+    """
+    report = Report(source, record=dict(record))
+    state = encoder.state_dict()
+    ready: dict[str, Tensor] = {}
+    for short, tensor in tensors.items():
+        name = encoder.inner + short
+        if name not in state:
+            report.unexpected.append(short)
+            continue
+        want = state[name].shape
+        if name == encoder.stem and tensor.ndim == len(want) and tensor.shape[1] != want[1]:
+            report.adapted.append(f"{short}: {tensor.shape[1]} -> {want[1]} channels")
+            tensor = adapt_channels(tensor, want[1])
+        if tensor.shape != want:
+            report.unexpected.append(f"{short} {list(tensor.shape)}, the encoder has {list(want)}")
+            continue
+        ready[name] = tensor
+        report.loaded.append(name)
+    report.missing = [name for name in state if name not in ready]
+    if strict and (report.missing or report.unexpected):
+        raise CheckpointError(
+            f"{report}: the weights are of another architecture: name the right one, or load with "
+            "strict=False"
+        )
+    encoder.load_state_dict(ready, strict=False)
+    return report
+
+
+def resample_positions(source: Encoder, target: Encoder, tensors: dict[str, Tensor]) -> list[str]:
+    """Bring a learnt 2D position table to the target's grid, in place; returns what was done.
+
+    The old grid is given explicitly: a table of equal length may stand for another grid.
+    """
+    from timm.layers import resample_abs_pos_embed
+
+    old, new = (getattr(getattr(e, "model", None), "patch_embed", None) for e in (source, target))
+    table = tensors.get("pos_embed")
+    if table is None or old is None or new is None or old.grid_size == new.grid_size:
+        return []
+    prefix = table.shape[1] - old.grid_size[0] * old.grid_size[1]
+    tensors["pos_embed"] = resample_abs_pos_embed(
+        table, new_size=list(new.grid_size), old_size=list(old.grid_size), num_prefix_tokens=prefix
+    )
+    return [f"pos_embed: grid {tuple(old.grid_size)} -> {tuple(new.grid_size)}"]
+
+
+def some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
