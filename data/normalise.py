@@ -1,0 +1,115 @@
+"""Intensity normalisation from the stored statistics: x -> (clip(x, low, high) - mean) / std, per channel.
+
+The four numbers travel with each sample and are applied on the device, so that pixels stay in their native
+integers until there. One rule for each kind of image, named `RULE` as a whole in every encoder's contract:
+
+| kind    | which images                             | low, high   | mean, std                         |
+|---------|------------------------------------------|-------------|-----------------------------------|
+| hu      | CT in Hounsfield units                   | -1000, 1000 | 0, 1000: air -1, water 0, bone 1  |
+| colour  | 8 bit, 3 channels that differ            | 0, 255      | ImageNet's, channel by channel    |
+| volume  | other volumes: MR, PET, shifted CT ...   | p0.5, p99.5 | of the foreground, by channel     |
+| picture | other pictures: X-ray, ultrasound, OCT.. | p0.5, p99.5 | middle and quarter of low .. high |
+
+The choice: statistics of the whole image, not of the crop, so that a crop keeps its brightness within the
+image; and no modality-wide constants but for HU, since MR has no unit and 16-bit pictures have no fixed
+range. The price: two MR of one scanner with other fields of view differ a little. Guards: where the
+percentiles coincide (foreground under 0.5 %) the extremes take their place, and a deviation is at least
+1/32 of high - low, so that a nearly constant foreground does not throw the background far out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+RULE = "medloom-1"  # change it with any change of the numbers below: encoders state what they were fed
+
+HU_LIMITS = (-1000.0, 1000.0)
+HU_LEAST_SPAN = 50.0  # between p0.5 and p99.5; less is a "CT" that was rescaled to some other range
+# Mean and deviation of ImageNet's training images in RGB, on 0..255 (the constants of torchvision and timm).
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+LEAST_STD = 1 / 32  # of high - low
+
+
+@dataclass(frozen=True, slots=True)
+class Intensity:
+    """Four float32 arrays [C], in the image's own units."""
+
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray  # above 0
+
+    def take(self, channels: Sequence[int]) -> Intensity:
+        """The numbers of these channels, in this order."""
+        picked = list(channels)
+        return Intensity(self.low[picked], self.high[picked], self.mean[picked], self.std[picked])
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Normalise an image [C, ...] on the CPU: float32 [C, ...]. The device twin is `views.to_float`."""
+        low, high, mean, std = (
+            values.reshape(-1, *[1] * (image.ndim - 1))
+            for values in (self.low, self.high, self.mean, self.std)
+        )
+        return (np.clip(image.astype(np.float32), low, high) - mean) / std
+
+
+def kind(meta: Mapping[str, Any]) -> str:
+    """Row of the table above for an image with this `key.json`: "hu", "colour", "volume" or "picture"."""
+    stats = meta["stats"]
+    low, high = stats["percentiles"]["0.5"], stats["percentiles"]["99.5"]
+    if stats["foreground"]["rule"] == "hu" and high[0] - low[0] >= HU_LEAST_SPAN:
+        return "hu"
+    if int(meta["ndim"]) == 3:
+        return "volume"
+    if meta["dtype"] == "uint8" and len(low) == 3 and not _grey(stats):
+        return "colour"
+    return "picture"
+
+
+def intensity(meta: Mapping[str, Any], channels: int | None = None) -> Intensity:
+    """Numbers that normalise an image with this `key.json`.
+
+    Args:
+        channels: channels of the array to normalise: as stored, or more when one stored channel is repeated.
+            None: as stored.
+
+    Raises:
+        ValueError: `channels` is neither what is stored nor a repetition of one channel.
+    """
+    stats = meta["stats"]
+    percentiles = stats["percentiles"]
+    low, high = np.asarray(percentiles["0.5"], np.float32), np.asarray(percentiles["99.5"], np.float32)
+    sparse = high <= low
+    low = np.where(sparse, np.asarray(stats["min"], np.float32), low)
+    high = np.where(sparse, np.asarray(stats["max"], np.float32), high)
+    match kind(meta):
+        case "hu":
+            low, high = np.full_like(low, HU_LIMITS[0]), np.full_like(high, HU_LIMITS[1])
+            mean, std = np.zeros_like(low), high.copy()
+        case "colour":
+            low, high = np.zeros_like(low), np.full_like(high, 255.0)
+            mean, std = np.asarray(IMAGENET_MEAN, np.float32), np.asarray(IMAGENET_STD, np.float32)
+        case "volume":
+            mean, std = np.asarray(stats["mean"], np.float32), np.asarray(stats["std"], np.float32)
+        case _:
+            mean, std = (low + high) / 2, (high - low) / 4
+    mean = np.clip(mean, low, high)
+    std = np.maximum(std, (high - low) * np.float32(LEAST_STD))
+    std = np.where(std > 0, std, np.float32(1))  # a constant image becomes 0, not NaN
+    found = Intensity(low, high, mean.astype(np.float32), std.astype(np.float32))
+    if channels is None or channels == len(low):
+        return found
+    if len(low) != 1:
+        raise ValueError(f"{meta['key']}: {len(low)} channels are stored, {channels} were asked for")
+    return found.take([0] * channels)
+
+
+def _grey(stats: Mapping[str, Any]) -> bool:
+    """Whether the channels of a picture are equal, as in an X-ray saved as a colour JPEG."""
+    values = [*stats["percentiles"].values(), stats["mean"], stats["std"]]
+    return all(v == channels[0] for channels in values for v in channels)
