@@ -27,7 +27,7 @@ from .base import Progress, Refusal, Source, compiled, counted, parse_split, rea
 
 _TEMPLATE = re.compile(r"\{([^{}]+)\}")
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # "007" is a code
 _KEYS = ("path", "mask", "label", "subject", "study", "split", "modality", "organ")  # name one column each
 _ROLES = ("modality", "organ", "split", "label")
 
