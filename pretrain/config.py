@@ -1,0 +1,241 @@
+"""The configuration of a pretraining run, and the rules between its fields.
+
+Time is counted in optimiser steps and samples, never in epochs. The batch size is global (over all ranks and
+accumulation); what one rank takes is derived and refused when it does not divide. `data.seed` follows `seed`
+unless it is set. The sections `encoder` and `objective` carry a `name` and the keys of that class's `Config`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.config import polymorphic, read_yaml, structured, to_dict
+from ..data.errors import ConfigError, nearest
+from ..data.stream import StreamConfig
+
+RECIPES = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
+
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+# What a resumed run may change: where and how it runs and what it reports, never what it computes.
+FREE_ON_RESUME = (
+    "out", "resume", "name", "data.shards", "data.workers", "data.prefetch", "data.failure_budget",
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accumulate",
+    "trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes", "trainer.grace_seconds",
+    "trainer.requeue", "tracking", "panels", "probe",
+)  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule: linear warm-up, then cosine."""
+
+    base_lr: float = 1.5e-4  # learning rate at a global batch of 256; the peak is base_lr × batch / 256
+    min_lr: float = 0.0  # learning rate at the last step, absolute
+    warmup_fraction: float = 0.05  # share of the steps
+    weight_decay: float = 0.05  # not on biases, norms, position embeddings and tokens
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    layer_decay: float = 1.0  # factor on the rate for each layer further from the output; 1: none
+    clip: float | None = 1.0  # largest global gradient norm; null: never clip
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """How long, on what, and how often to log and to save."""
+
+    steps: int = 100_000  # optimiser steps of the whole run
+    accelerator: str = "auto"  # auto | cpu | gpu
+    devices: Any = (
+        "auto"  # per node: auto | a number | a list of indices; torchrun and srun decide themselves
+    )
+    num_nodes: int = 1
+    strategy: str = "auto"  # auto: ddp when there are several ranks
+    precision: str = "auto"  # auto: bf16-mixed on GPUs that have it, else 32-true
+    accumulate: int = 1  # micro-batches an optimiser step; the global batch stays what data.batch_size says
+    compile: bool = False  # torch.compile of the encoder, in place
+    log_every: int = 20  # steps
+    checkpoint_every_steps: int = 1000
+    checkpoint_every_minutes: float = 15.0  # also by the clock: what a killed job can lose
+    grace_seconds: float = 30.0  # time between SIGTERM and SIGKILL on the cluster
+    requeue: bool = True  # under SLURM, ask for the job to be queued again after a preemption
+
+
+@dataclass(kw_only=True)
+class ProbeConfig:
+    """k-nearest-neighbour probe on labelled shards while training; never touches a declared test split."""
+
+    every_steps: int = 0  # 0: never
+    shards: str = ""  # folder of labelled shards; empty: the labelled sources among data.shards
+    label: str = "class"  # key in the labels of a sample
+    k: int = 10  # neighbours
+    max_samples: int = 1000  # per source, train and validation together
+
+
+@dataclass(kw_only=True)
+class PanelConfig:
+    """Pictures: reconstructions and the principal components of the tokens as colours."""
+
+    every_steps: int = 0  # 0: only at the end of the run
+    samples: int = 6  # images a panel, as many modalities as there are
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """Weights & Biases beside metrics.jsonl, which is always written."""
+
+    wandb: str = "auto"  # auto: online when logged in, else offline | online | offline | disabled
+    project: str = "medloom"
+    entity: str | None = None
+
+
+@dataclass(kw_only=True)
+class PretrainConfig:
+    """One pretraining run."""
+
+    name: str = "pretrain"
+    out: str = ""  # run folder; empty: runs/<name>
+    seed: int = 0  # weights, and everything drawn in the run
+    init_from: str | None = None  # encoder to start from: run, folder, .safetensors, .ckpt, timm:NAME
+    resume: bool = False  # continue the run in `out`, or start it when there is nothing yet
+    data: StreamConfig = field(default_factory=StreamConfig)
+    encoder: dict[str, Any] = field(default_factory=dict)  # empty: vit or vit3d, or what init_from is
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "mae"})
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    panels: PanelConfig = field(default_factory=PanelConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out or f"runs/{self.name}")
+
+
+def load_config(path_or_name: str | Path, dotlist: list[str] | tuple[str, ...] = ()) -> PretrainConfig:
+    """Read a recipe (a path, or the name of a shipped one such as `phantom-mae-2d`) and apply `key=value`s.
+
+    Raises:
+        ConfigError: no such file, unknown key, wrong type, values that contradict each other.
+    """
+    return complete(structured(PretrainConfig, read_yaml(_locate(path_or_name)), list(dotlist),
+                               where=str(path_or_name)))  # fmt: skip
+
+
+def complete(config: PretrainConfig) -> PretrainConfig:
+    """Fill in the sections that depend on a name, check every rule between fields, return the same object.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    from .objectives import OBJECTIVES
+
+    if config.data.seed == StreamConfig().seed:
+        config.data.seed = config.seed
+    config.data.check()
+    if not config.encoder and config.init_from is None:
+        config.encoder = {"name": "vit" if config.data.ndim == 2 else "vit3d"}
+    if config.encoder:
+        config.encoder = _encoder_section(config)
+    _, objective = polymorphic(config.objective, OBJECTIVES, "objective")
+    config.objective = {"name": config.objective["name"], **to_dict(objective)}
+    _check(config)
+    return config
+
+
+def per_rank_batch(config: PretrainConfig, world: int) -> int:
+    """Samples of one micro-batch on one rank.
+
+    Raises:
+        ConfigError: the global batch does not divide by ranks × accumulation.
+    """
+    batch, parts = config.data.batch_size, world * config.trainer.accumulate
+    if batch % parts:
+        below, above = batch // parts * parts, -(-batch // parts) * parts
+        near = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(
+            f"data.batch_size {batch} does not divide by {world} ranks × {config.trainer.accumulate} "
+            f"micro-batches = {parts}: use {near}, or another trainer.accumulate"
+        )
+    return batch // parts
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Keys that decide what a run computes and that changed since its config.yaml: `key: saved -> now`."""
+    before, after = _flat(saved), _flat(now)
+    fixed = [key for key in sorted(before.keys() | after.keys()) if not _free(key)]
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in fixed
+            if before.get(key) != after.get(key)]  # fmt: skip
+
+
+def _encoder_section(config: PretrainConfig) -> dict[str, Any]:
+    """The encoder section with all its defaults; its channels are those of the data."""
+    from .encoders import ENCODERS
+
+    section = dict(config.encoder)
+    _, encoder = polymorphic(section, ENCODERS, "encoder")
+    full = {"name": section["name"], **to_dict(encoder)}
+    if "in_channels" in full and "in_channels" not in section:
+        full["in_channels"] = config.data.in_channels
+    if full.get("in_channels", config.data.in_channels) != config.data.in_channels:
+        raise ConfigError(
+            f"encoder.in_channels {full['in_channels']} but data gives {config.data.in_channels} channels: "
+            "leave encoder.in_channels out, or set data.channels"
+        )
+    return full
+
+
+def _check(config: PretrainConfig) -> None:
+    trainer, optim = config.trainer, config.optim
+    if config.resume and config.init_from:
+        raise ConfigError(
+            "resume=true continues a run and init_from starts a new one from other weights: give one of them"
+        )
+    positive = {"trainer.steps": trainer.steps, "trainer.accumulate": trainer.accumulate,
+                "trainer.log_every": trainer.log_every, "trainer.num_nodes": trainer.num_nodes,
+                "trainer.checkpoint_every_steps": trainer.checkpoint_every_steps,
+                "trainer.checkpoint_every_minutes": trainer.checkpoint_every_minutes,
+                "optim.base_lr": optim.base_lr, "probe.k": config.probe.k,
+                "probe.max_samples": config.probe.max_samples,
+                "panels.samples": config.panels.samples}  # fmt: skip
+    for key, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"{key} is {value}; it must be above 0")
+    if not 0 <= optim.warmup_fraction < 1:
+        raise ConfigError(f"optim.warmup_fraction is {optim.warmup_fraction}; a share from 0 to below 1")
+    if not 0 < optim.layer_decay <= 1:
+        raise ConfigError(f"optim.layer_decay is {optim.layer_decay}; above 0, and 1 for none")
+    if len(optim.betas) != 2:
+        raise ConfigError(f"optim.betas has {len(optim.betas)} numbers; AdamW takes 2, e.g. [0.9, 0.95]")
+    if optim.clip is not None and optim.clip <= 0:
+        raise ConfigError(f"optim.clip is {optim.clip}; above 0, or null for none")
+    if config.tracking.wandb not in WANDB_MODES:
+        hint = nearest(config.tracking.wandb, set(WANDB_MODES))
+        raise ConfigError(f"tracking.wandb is {config.tracking.wandb!r}{hint}")
+
+
+def _locate(path_or_name: str | Path) -> Path:
+    path = Path(path_or_name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    shipped = RECIPES / f"{path_or_name}.yaml"
+    if shipped.is_file():
+        return shipped
+    known = {recipe.stem for recipe in RECIPES.glob("*.yaml")}
+    raise ConfigError(f"{path_or_name}: no such file or recipe{nearest(str(path_or_name), known)}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + str(key)] = value
+    return flat
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)

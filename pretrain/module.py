@@ -1,0 +1,207 @@
+"""The one LightningModule: any encoder and objective, one optimiser, schedules as functions of the step.
+
+Nothing here depends on a global random state or on Lightning's loop state. The random state of torch (drop
+path) is set anew for each step from (seed, step, rank), the learning rate is computed from the step, and a
+checkpoint keeps the step alone: Lightning's own counters of batches in an epoch would end a resumed run
+early, because the loader of a resumed run holds the remaining steps only.
+
+Losses are kept on the device until a row is written or a checkpoint is due, so that no step waits for the
+GPU; a loss that is not finite is therefore found up to `log_every` steps later, before anything is saved,
+with its own step and sample keys.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ..data.draws import stream_key
+from ..data.errors import MedloomError
+from .config import PretrainConfig
+from .encoders import Encoder
+from .objectives import Batch, Objective
+from .optim import adamw, param_groups, scaled_lr
+from .schedules import warmup_cosine
+from .views import to_float
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(MedloomError):
+    """The loss or the gradient is not a number; names the step, the rank and the samples."""
+
+
+class Window:
+    """Scalars of the steps since the last row. They travel in the checkpoint: a resumed row is the same."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Append one value of each term (scalars, any device, no synchronisation)."""
+        for name, value in terms.items():
+            self.values.setdefault(name, []).append(value.detach().float().reshape(()))
+
+    def stacked(self) -> dict[str, Tensor]:
+        """name -> float32 [steps] on the CPU, averaged over the ranks (a collective call)."""
+        return {name: mean_over_ranks(torch.stack(values)).cpu() for name, values in self.values.items()}
+
+    def close(self) -> dict[str, float]:
+        """Mean of each term over steps and ranks; the window is empty afterwards (a collective call)."""
+        means = {name: float(values.double().mean()) for name, values in self.stacked().items()}
+        self.values.clear()
+        return means
+
+    def restore(self, stacked: dict[str, Tensor], device: torch.device) -> None:
+        """Continue a window that `stacked` described."""
+        self.values = {name: list(values.to(device).unbind()) for name, values in stacked.items()}
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Element-wise mean over the ranks; `values` itself in a single process."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / dist.get_world_size()
+
+
+class PretrainModule(pl.LightningModule):
+    """Encoder + objective under Lightning. One optimiser, automatic optimisation."""
+
+    def __init__(self, config: PretrainConfig, encoder: Encoder, objective: Objective) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.objective = objective
+        self.peak_rate, arithmetic = scaled_lr(config.optim.base_lr, config.data.batch_size)
+        log.info(arithmetic)
+        self.window = Window()
+        self.features: Tensor | None = None  # [B, E] of the last micro-batch on this rank
+        self.start_step = 0
+        self.wait_seconds = self.work_seconds = 0.0  # since the last row; see Recorder
+        self._idle_since: float | None = None
+        self._unchecked: list[tuple[int, list[str], Tensor]] = []
+
+    # ---- one step -------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Set the learning rate and torch's random state for this step; note how long the data took."""
+        now = time.perf_counter()
+        if self._idle_since is not None:
+            self.wait_seconds += now - self._idle_since
+        self._work_since = now
+        step = self.trainer.global_step
+        micro = batch_idx % self.config.trainer.accumulate
+        torch.manual_seed(stream_key(self.config.seed, f"torch:{step}:{self.global_rank}:{micro}") >> 1)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.rate(step) * group.get("lr_scale", 1.0)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one micro-batch of this rank."""
+        output = self.objective.step(self.prepared(batch), self.encoder)
+        self.window.add({"loss": output.loss, **output.terms})
+        self.features = output.features
+        self._unchecked.append((self.trainer.global_step, list(batch["key"]), output.loss.detach()))
+        return output.loss
+
+    def prepared(self, batch: dict[str, Any]) -> Batch:
+        """The loader's batch on this device as what objectives take: float, normalised."""
+        image = to_float(batch, self.encoder.in_channels)
+        return Batch(image=image, position=batch["position"], seed=self.config.data.seed,
+                     modality=batch.get("modality"), spacing=batch.get("spacing"))  # fmt: skip
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Start the clock of the data wait; runs after all callbacks, whose time is nobody's wait."""
+        self._idle_since = time.perf_counter()
+
+    def end_of_work(self) -> None:
+        """Stop the clock of the step; the first callback at the end of a batch calls it."""
+        self.work_seconds += time.perf_counter() - self._work_since
+        self._work_since = time.perf_counter()
+
+    # ---- optimiser ------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over encoder and objective; the rate is set in `on_train_batch_start`."""
+        optim = self.config.optim
+        groups = param_groups(
+            self.encoder,
+            self.objective.named_parameters(),
+            weight_decay=optim.weight_decay,
+            layer_decay=optim.layer_decay,
+        )
+        return adamw(groups, lr=self.peak_rate, betas=optim.betas)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of optimiser step `step` (0 is the first): linear warm-up, then cosine."""
+        optim, steps = self.config.optim, self.config.trainer.steps
+        return warmup_cosine(step, steps=steps, warmup=round(optim.warmup_fraction * steps),
+                             peak=self.peak_rate, floor=optim.min_lr)  # fmt: skip
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: Any = None,
+        gradient_clip_algorithm: Any = None,
+    ) -> None:
+        """Clip the global norm and keep it for the row (also where nothing is clipped)."""
+        clip = self.config.optim.clip
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), float("inf") if clip is None else clip)
+        self.window.add({"grad_norm": norm})
+        if not self.trainer.precision.startswith("16"):  # the loss scaler of float16 expects infinities
+            step, keys, _ = self._unchecked[-1]
+            self._unchecked.append((step, keys, norm.detach()))
+
+    def check_finite(self) -> None:
+        """Look at all losses and gradient norms since the last look (one synchronisation).
+
+        Raises:
+            NonFiniteLoss: names the first step that went wrong, its rank and the keys of its samples.
+        """
+        if not self._unchecked:
+            return
+        pending, self._unchecked = self._unchecked, []
+        finite = torch.stack([value.float().reshape(()) for _, _, value in pending]).isfinite().tolist()
+        for (step, keys, value), good in zip(pending, finite, strict=True):
+            if not good:
+                shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+                raise NonFiniteLoss(
+                    f"step {step + 1}, rank {self.global_rank}: the loss or its gradient is {float(value)}; "
+                    f"samples {shown}; nothing was saved since: lower optim.base_lr, or "
+                    "set trainer.precision=32-true"
+                )
+
+    # ---- checkpoint -----------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the step and the open window; drop Lightning's loop counters (see the module docstring)."""
+        checkpoint.pop("loops", None)
+        step = self.trainer.global_step
+        checkpoint["medloom"] = {
+            "step": step, "samples": step * self.config.data.batch_size, "window": self.window.stacked(),
+            "encoder": dict(self.config.encoder),
+        }  # fmt: skip
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the step and the window from a checkpoint."""
+        self.start_step = int(checkpoint["medloom"]["step"])
+        self.window.restore(checkpoint["medloom"]["window"], torch.device("cpu"))
+
+    def on_fit_start(self) -> None:
+        """Tell Lightning at which step the run starts, before it asks for the loader."""
+        progress = self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
+        progress.optimizer.step.total.completed = self.start_step
+        self.window.restore({k: torch.stack(v) for k, v in self.window.values.items()}, self.device)
+        loop: Any = self.trainer.fit_loop.epoch_loop
+        if hasattr(loop, "_broadcast_sigterm_tensor"):
+            # Lightning asks all ranks for a SIGTERM in every step and waits for the answer; Checkpointing
+            # does that, seldom.
+            loop._broadcast_sigterm_tensor = lambda: None

@@ -1,0 +1,220 @@
+"""`pretrain(config)`: from shards to a run folder with an encoder. Read it from top to bottom.
+
+The same function runs under plain Python, torchrun and srun. A run that is killed at any moment and started
+again with `resume=true` gives the rows of an undisturbed run (bit for bit on a CPU), because order, crops,
+views, masks and schedules are functions of (seed, step) and the checkpoint holds the rest. What a kill
+costs: the steps since the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ..data.config import to_dict
+from ..data.datamodule import PretrainData
+from ..data.draws import stream_key
+from ..data.errors import ConfigError
+from ..data.normalise import RULE
+from ..data.shards.manifest import Manifest
+from . import preempt
+from .checkpoint import Checkpointing, newest
+from .config import PretrainConfig, complete, per_rank_batch
+from .encoders import Encoder, build_encoder
+from .folder import RunFolder
+from .launch import Launch, detect, is_main_process, precision
+from .module import PretrainModule
+from .objectives import OBJECTIVES, Objective
+from .panels import draw_panels, varied
+from .probes import KnnProbe, collate
+from .recorder import Recorder
+from .tracking import Journal, Tracker
+from .weights import WEIGHTS, load_encoder, load_into, save_encoder
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] | None = None) -> Path:
+    """Train and return the run folder; see ARCHITECTURE for what is in it.
+
+    A run that was asked to stop (SIGTERM, SIGUSR1, Ctrl-C) returns after its checkpoint, without an encoder
+    artefact; under SLURM it asks to be queued again.
+
+    Raises:
+        ConfigError: the configuration contradicts itself, the machine or the existing run folder.
+        ShardError: the shards cannot be read.
+        CheckpointError: no checkpoint can be read, or none can be written.
+        NonFiniteLoss: the loss became NaN; the message names step, rank and samples.
+    """
+    config = complete(config)
+    manifest = load_manifest(config)
+    main = is_main_process()
+    launch = detect(config.trainer)
+    encoder, objective = build(config)  # also fills config.encoder when init_from decides it
+    folder = RunFolder(config, main=main, manifest=manifest.hash)
+    journal = tracker = None
+    try:
+        checkpoint = newest(folder.path) if config.resume else None
+        start = step_of(checkpoint)
+        if start >= config.trainer.steps and (folder.path / WEIGHTS).is_file():
+            log.info("%s is complete at step %d", folder.path, start)
+            return folder.path
+        if main:
+            journal = Journal(folder.path, keep_until=start)
+            tracker = Tracker(folder.path, config.tracking, name=config.name, values=to_dict(config))
+        module = PretrainModule(config, encoder, objective)
+        if config.trainer.compile:
+            encoder.compile()  # in place: torch.compile(encoder) would put a prefix before every key
+        saver = checkpointing(config, folder.path)
+        recorder = Recorder(
+            config,
+            journal=journal,
+            tracker=tracker,
+            probe=probe(config) if main else None,
+            panels=panels(config, folder.path),
+            progress=progress if main else None,
+        )
+        trainer = make_trainer(config, launch, folder.path, [recorder, saver])
+        batch = per_rank_batch(config, trainer.world_size)
+        log.info("global batch %d = %d ranks × %d micro-batches × %d samples; steps %d to %d = %d samples",
+                 config.data.batch_size, trainer.world_size, config.trainer.accumulate, batch, start,
+                 config.trainer.steps, config.trainer.steps * config.data.batch_size)  # fmt: skip
+        data = PretrainData(config.data, steps=config.trainer.steps, accumulate=config.trainer.accumulate)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if main and not saver.preempted:
+            save_encoder(folder.path, encoder, provenance(config, manifest))
+    except BaseException:
+        if tracker is not None:
+            tracker.finish({}, failed=True)
+        raise
+    finally:
+        if journal is not None:
+            journal.close()
+        folder.close()
+    if tracker is not None:
+        tracker.finish({"step": recorder.row.get("step", start), "finished": not saver.preempted})
+    if saver.preempted and main and config.trainer.requeue:
+        preempt.requeue()
+    return folder.path
+
+
+def load_manifest(config: PretrainConfig) -> Manifest:
+    """The manifest of `data.shards`. Raises ConfigError when none is named, ShardError when missing."""
+    if not config.data.shards:
+        raise ConfigError("data.shards is empty: name the folder that `medloom shards build` wrote")
+    return Manifest.load(Path(config.data.shards))
+
+
+def build(config: PretrainConfig) -> tuple[Encoder, Objective]:
+    """Encoder and objective with weights that depend on `seed` alone, or on `init_from`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_key(config.seed, "weights") >> 1)
+        if config.init_from is None:
+            encoder = build_encoder(config.encoder)
+        elif config.encoder:
+            encoder = build_encoder(config.encoder)
+            log.info("%s", load_into(encoder, config.init_from))
+        else:
+            encoder, report = load_encoder(config.init_from, in_channels=config.data.in_channels)
+            config.encoder = to_dict(encoder.config)
+            log.info("%s", report)
+        if encoder.ndim != config.data.ndim:
+            raise ConfigError(f"the encoder is {encoder.ndim}D, data.ndim is {config.data.ndim}: "
+                              "choose encoder.name or data.ndim accordingly")  # fmt: skip
+        encoder.grid(config.data.crop)  # refuses a crop that patches do not tile
+        kind = OBJECTIVES[config.objective["name"]]
+        from ..data.config import polymorphic
+
+        objective = kind(polymorphic(config.objective, OBJECTIVES, "objective")[1], encoder)  # type: ignore[call-arg]
+    return encoder, objective
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """Optimiser steps done in a checkpoint; 0 without one. Reads only what it needs of the file."""
+    if checkpoint is None:
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["medloom"]["step"])
+
+
+def checkpointing(config: PretrainConfig, folder: Path) -> Checkpointing:
+    """The callback that saves and listens to signals."""
+    trainer = config.trainer
+    return Checkpointing(
+        folder, every_steps=trainer.checkpoint_every_steps, every_minutes=trainer.checkpoint_every_minutes,
+        grace_seconds=trainer.grace_seconds, total_steps=trainer.steps,
+    )  # fmt: skip
+
+
+def probe(config: PretrainConfig) -> Callable[[PretrainModule], dict[str, float]] | None:
+    """The kNN probe, when it is wanted."""
+    if config.probe.every_steps <= 0:
+        return None
+    knn = KnnProbe(config.probe, config.data)
+    return lambda module: knn(module.encoder, module.device)
+
+
+def panels(config: PretrainConfig, folder: Path) -> Callable[[PretrainModule, int], dict[str, Path]]:
+    """Pictures of the same few training images each time; they are read when the first panel is due."""
+    held: list[dict[str, Any]] = []
+
+    def draw(module: PretrainModule, step: int) -> dict[str, Path]:
+        if not held:
+            from ..data.stream import Stream
+
+            stream = Stream(config.data)
+            pool = [stream[position] for position in range(8 * config.panels.samples)]
+            held.extend(pool[i] for i in varied(pool, config.panels.samples))
+        batch: dict[str, Any] = dict(collate(held, module.device))
+        for name in ("position", "modality"):
+            batch[name] = torch.tensor([int(item[name]) for item in held], device=module.device)
+        return draw_panels(folder / "panels", step, module.prepared(batch), module.encoder, module.objective)
+
+    return draw
+
+
+def make_trainer(
+    config: PretrainConfig, launch: Launch, folder: Path, callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    """Lightning's Trainer with everything switched off that medloom does itself."""
+    trainer = config.trainer
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning advises more workers, a logger and a val loop; none of it applies here.
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    return pl.Trainer(
+        accelerator=trainer.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
+        strategy=trainer.strategy, plugins=launch.plugins or None, callbacks=callbacks,
+        precision=precision(trainer.precision, trainer.accelerator),  # type: ignore[arg-type]
+        max_steps=trainer.steps, max_epochs=-1, accumulate_grad_batches=trainer.accumulate,
+        use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder,
+    )  # fmt: skip
+
+
+def provenance(config: PretrainConfig, manifest: Manifest) -> dict[str, Any]:
+    """What encoder.json says about where the weights come from, beside what the encoder says of itself."""
+    used = [source for source in manifest.sources if source.ndim == config.data.ndim
+            and (not config.data.sources or {source.id, source.dataset} & set(config.data.sources))
+            and not {source.id, source.dataset} & set(config.data.exclude)]  # fmt: skip
+    held_out = manifest.held_out
+    return {
+        "input": {"rule": RULE, "crop": list(config.data.crop), "channels": config.data.in_channels},
+        "training": {
+            "manifest": manifest.hash, "collection": manifest.name,
+            "salt_fingerprint": manifest.salt_fingerprint,
+            "sources": [{"id": s.id, "dataset": s.dataset, "licence": s.licence, "count": s.count,
+                         "modalities": s.modalities} for s in used],
+            "objective": dict(config.objective), "steps": config.trainer.steps,
+            "samples": config.trainer.steps * config.data.batch_size, "batch_size": config.data.batch_size,
+            "seeds": {"run": config.seed, "data": config.data.seed}, "init_from": config.init_from,
+        },
+        "held_out": {"rules": held_out.rules, "excluded": held_out.excluded, "checked": held_out.checked,
+                     "not_checked": held_out.not_checked},
+    }  # fmt: skip
