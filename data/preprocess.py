@@ -1,7 +1,7 @@
 """Deterministic description of an image: percentiles, foreground, box, brick occupancy (`key.json`: stats).
 
 Pixels are stored as they are; what a loader needs to clip, normalise and aim its crops is measured here once.
-Integers up to 16 bit are counted in a histogram, so every figure is exact and a 512 x 512 x 200 CT takes 0.2 s;
+Integers up to 16 bit are counted in a histogram: every figure is exact, a 512 x 512 x 200 CT takes 0.2 s;
 wider types are sampled on a regular grid of at most 4 million voxels.
 
 Foreground: CT in Hounsfield units above -500 HU (lungs count as background); other grey images above Otsu's
@@ -160,7 +160,7 @@ def _foreground(array: np.ndarray, thresholds: Sequence[float]) -> tuple[list[li
         for channel, threshold in zip(slab, thresholds, strict=True):
             mask |= channel > threshold
         total += int(mask.sum())
-        counts, sizes = mask.sum(axis=0, dtype=np.int64), mask.shape[0]
+        counts, sizes = mask.sum(axis=0, dtype=np.int64), len(mask)
         for axis, length in enumerate(mask.shape):
             others = tuple(a for a in range(mask.ndim) if a != axis)
             offset = start if axis == 0 else 0

@@ -11,14 +11,14 @@ import errno
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from ..atomic import replacing, write_bytes
 from ..errors import ShardError
 from ..sample import Sample
-from .format import members_of
+from .format import Member, members_of
 from .index import IndexBuilder, index_path
 from .manifest import ShardEntry
 
@@ -61,7 +61,11 @@ class ShardWriter:
         Raises:
             ShardError: the disk is full, or the sample cannot be stored as the format says.
         """
-        for member in list(members_of(sample)):  # encode everything first: no half sample after a refusal
+        self.put(list(members_of(sample)))
+
+    def put(self, members: Sequence[Member]) -> None:
+        """Append the encoded members of one sample. Raises ShardError when the disk is full."""
+        for member in members:
             self._put(member.name, member.data)
         self.count += 1
 

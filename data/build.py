@@ -1,0 +1,319 @@
+"""Collection -> folder of shards: parallel by processes, resumable by receipts, equal bytes whatever happens.
+
+    OUT/manifest.json                what there is; written last
+    OUT/DATASET-2d-00000.tar, .idx   shards and their indices
+    OUT/failures.jsonl               images that could not be used: key, dataset, reason
+    OUT/excluded.jsonl               images kept out on purpose: key, dataset, reason
+    OUT/build.json, OUT/units/       what makes the build resumable
+
+Nothing in the folder names a person or a file: failures carry salted keys. The readable path is in the log
+(a warning each) and in `BuildResult`, which looks it up again from the collection.
+
+Held-out images are kept out three ways: by rule (dataset, split), by subject inside the dataset, and by the
+hash of the decoded pixels against every held-out image, whatever dataset a copy hides in. The price: held-out
+images are decoded once. Copies that were scaled or compressed again are not found this way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .atomic import sweep, write_json, write_text
+from .collection import Collection, Exclusion, Failure, HeldOut, Scan, scan
+from .errors import ShardError
+from .ingest import scrub
+from .layouts.base import Source, stem_of
+from .pool import run_all
+from .privacy import key_of, salt_fingerprint, subject_key
+from .sample import Record
+from .shards.format import FORMAT_VERSION
+from .shards.manifest import MANIFEST, Manifest, SourceEntry
+from .shards.manifest import HeldOut as HeldOutEntry
+from .shards.writer import explain_os_errors
+from .units import UNITS, HeldOutSets, Receipt, Unit, finished, plan
+from .work import shortened
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+
+BUILD = "build.json"
+FAILURES = "failures.jsonl"
+EXCLUDED = "excluded.jsonl"
+SHARD_BYTES = 256 << 20
+
+BY_COLLECTION = "excluded by the collection"
+BY_RULE = "held out by rule"
+
+_OURS = re.compile(r".+-[23]d-\d{5}\.(tar|idx)")
+
+
+@dataclass(slots=True)
+class BuildResult:
+    """What a build made, with readable paths for the local user (they are not in the folder)."""
+
+    manifest: Manifest
+    failures: list[Failure]
+    excluded: list[Exclusion]
+
+
+def build(
+    collection: Collection,
+    out: Path,
+    *,
+    workers: int = 1,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+    keep_held_out: bool = False,
+) -> BuildResult:
+    """Build, or finish building, the shards of a collection in the folder `out`.
+
+    Args:
+        workers: processes; 1 works in this one. The result does not depend on it.
+        shard_bytes: source bytes that go into one shard.
+        progress: called with (records done, all records, name of the unit).
+        keep_held_out: True stores held-out images too (shards of a task, never for pretraining).
+
+    Raises:
+        ShardError: `out` holds something else, another build works in it, or the disk is full or unwritable.
+        CollectionError: the collection cannot be used as a whole.
+    """
+    out = Path(out)
+    salt = collection.salt
+    identity = {
+        "format": FORMAT_VERSION,
+        "name": collection.name,
+        "salt_fingerprint": salt_fingerprint(salt),
+        "shard_bytes": int(shard_bytes),
+        "keep_held_out": bool(keep_held_out),
+    }
+    found = scan(collection, progress)
+    with _claimed(out, identity):
+        return _build(collection, found, out, salt, identity, workers, progress)
+
+
+def _build(
+    collection: Collection,
+    found: Scan,
+    out: Path,
+    salt: bytes,
+    identity: dict[str, Any],
+    workers: int,
+    progress: Progress | None,
+) -> BuildResult:
+    keep, size = identity["keep_held_out"], identity["shard_bytes"]
+    held = HeldOutSets()
+    hashing: list[tuple[Unit, Receipt]] = []
+    if not keep and found.held_out:
+        units = plan(found.held_out, shard_bytes=size, salt=salt, prefix="held-out-")
+        hashing = _run(units, out, salt, held, workers, progress)
+        subjects = ((r.dataset, subject_key(salt, r.dataset, r.subject)) for _, r in found.held_out)
+        contents = (value for _, receipt in hashing for value in receipt.hashes)
+        held = HeldOutSets(frozenset(subjects), frozenset(contents))
+    pairs = _in_order(collection, found) if keep else found.records
+    units = plan(pairs, shard_bytes=size, salt=salt, extra=held.digest)
+    receipts = _run(units, out, salt, held, workers, progress)
+    failures, excluded = _failures(found, receipts, salt), _excluded(found, receipts, salt, keep)
+    manifest = Manifest(
+        name=collection.name,
+        sources=tuple(_sources(collection, receipts)),
+        build={"shard_bytes": size, "keep_held_out": keep},
+        salt_fingerprint=identity["salt_fingerprint"],
+        held_out=_held_out(collection.held_out, hashing, excluded, keep),
+        failures=len(failures),
+    )
+    if not manifest.count:
+        first = f"; the first: {failures[0].path}: {failures[0].reason}" if failures else ""
+        raise ShardError(f"{out}: not one image of collection {collection.name} could be stored{first}")
+    _finish(out, manifest, failures, excluded, [*hashing, *receipts])
+    return BuildResult(manifest, failures, excluded)
+
+
+def _run(
+    units: list[Unit],
+    out: Path,
+    salt: bytes,
+    held: HeldOutSets,
+    workers: int,
+    progress: Progress | None,
+) -> list[tuple[Unit, Receipt]]:
+    """Receipts of all units, in their order; only those without a valid receipt are worked on."""
+    receipts = {unit.name: finished(out, unit) for unit in units}
+    todo = [unit for unit in units if receipts[unit.name] is None]
+    if todo and (out / MANIFEST).exists():
+        log.warning("%s: %d of %d units changed since the last build", out, len(todo), len(units))
+        (out / MANIFEST).unlink()  # until the build is finished again, the folder is not for reading
+    total = sum(len(unit.records) for unit in units)
+    done = total - sum(len(unit.records) for unit in todo)
+
+    def tell(records: int, name: str) -> None:
+        if progress is not None:
+            progress(done + records, total, name)
+
+    tell(0, "units")
+    for receipt in run_all(todo, out, salt, held, workers=workers, tell=tell):
+        receipts[receipt.unit] = receipt
+    return [(unit, receipt) for unit in units if (receipt := receipts[unit.name]) is not None]
+
+
+def _in_order(collection: Collection, found: Scan) -> list[tuple[Source, Record]]:
+    """All records, held-out ones too, by source in the collection's order, then by name."""
+    rank = {source.dataset: number for number, source in enumerate(collection.sources)}
+    pairs = [*found.records, *found.held_out]
+    return sorted(pairs, key=lambda pair: (rank[pair[0].dataset], pair[1].name))
+
+
+def _failures(found: Scan, receipts: list[tuple[Unit, Receipt]], salt: bytes) -> list[Failure]:
+    rows = list(found.failures)
+    for unit, receipt in receipts:
+        paths = _paths(unit, salt) if receipt.failures else {}
+        rows += [Failure(unit.source.dataset, key, paths[key], why) for key, why in receipt.failures]
+    return sorted(rows, key=lambda row: (row.dataset, row.key))
+
+
+def _excluded(found: Scan, receipts: list[tuple[Unit, Receipt]], salt: bytes, keep: bool) -> list[Exclusion]:
+    rows = [Exclusion(row.dataset, row.key, row.path, BY_COLLECTION) for row in found.excluded]
+    if not keep:
+        for source, record in found.held_out:
+            path = source.relative(record.paths[0])
+            rows.append(Exclusion(record.dataset, key_of(salt, record.dataset, record.name), path, BY_RULE))
+    for unit, receipt in receipts:
+        paths = _paths(unit, salt) if receipt.excluded else {}
+        # The key of a frame is not the key of its file.
+        rows += [Exclusion(unit.source.dataset, k, paths.get(k, "(a frame)"), w) for k, w in receipt.excluded]
+    return sorted(rows, key=lambda row: (row.dataset, row.key, row.reason))
+
+
+def _paths(unit: Unit, salt: bytes) -> dict[str, str]:
+    return {
+        key_of(salt, record.dataset, record.name): unit.source.relative(record.paths[0])
+        for record in unit.records
+    }
+
+
+def _sources(collection: Collection, receipts: list[tuple[Unit, Receipt]]) -> Iterator[SourceEntry]:
+    """Manifest rows: sources in the collection's order, pictures before volumes."""
+    for source in collection.sources:
+        for kind in ("2d", "3d"):
+            mine = [r for u, r in receipts if u.source.dataset == source.dataset and kind in r.shards]
+            if not mine:
+                continue
+            shards = tuple(receipt.shards[kind] for receipt in mine)
+            summaries = [receipt.summary[kind] for receipt in mine]
+            labels = sorted({name for summary in summaries for name in summary["labels"]})
+            yield SourceEntry(
+                id=f"{source.dataset}-{kind}",
+                dataset=source.dataset,
+                ndim=int(kind[0]),
+                count=sum(shard.count for shard in shards),
+                licence=", ".join(sorted(_total(summaries, "licences"))),
+                shards=shards,
+                modalities=dict(_total(summaries, "modalities")),
+                organs=dict(_total(summaries, "organs")),
+                splits=dict(_total(summaries, "splits")),
+                labels={name: shortened(_total([s["labels"] for s in summaries], name)) for name in labels},
+                masks=sum(summary["masks"] for summary in summaries),
+            )
+
+
+def _total(summaries: list[dict[str, Any]], name: str) -> Counter:
+    total: Counter = Counter()
+    for summary in summaries:
+        total.update(summary.get(name, {}))
+    return total
+
+
+def _held_out(
+    rules: tuple[HeldOut, ...], hashing: list[tuple[Unit, Receipt]], excluded: list[Exclusion], keep: bool
+) -> HeldOutEntry:
+    if keep:
+        return HeldOutEntry()
+    return HeldOutEntry(
+        rules=[{"dataset": rule.dataset, "splits": list(rule.splits)} for rule in rules],
+        excluded=dict(sorted(Counter(row.reason for row in excluded).items())),
+        checked=sum(len(receipt.hashes) for _, receipt in hashing),
+        not_checked=sorted(key for _, receipt in hashing for key, _ in receipt.failures),
+    )
+
+
+def _finish(
+    out: Path,
+    manifest: Manifest,
+    failures: list[Failure],
+    excluded: list[Exclusion],
+    receipts: list[tuple[Unit, Receipt]],
+) -> None:
+    """Write the lists, drop shards and receipts of units that are no more, and write the manifest last."""
+    kept = {shard.file for shard in manifest.shards}
+    kept |= {Path(name).with_suffix(".idx").name for name in kept}
+    names = {f"{unit.name}.json" for unit, _ in receipts}
+    with explain_os_errors(out, 0):
+        for path in out.iterdir():
+            if _OURS.fullmatch(path.name) and path.name not in kept:
+                path.unlink()
+        for path in (out / UNITS).iterdir():
+            if path.suffix == ".json" and path.name not in names:
+                path.unlink()
+        write_text(out / FAILURES, "".join(map(_line, failures)))
+        write_text(out / EXCLUDED, "".join(map(_line, excluded)))
+        manifest.save(out)
+
+
+def _line(row: Failure | Exclusion) -> str:
+    """One line of a shared list: no path, and none of its words in the reason."""
+    path = PurePosixPath(row.path)
+    reason = scrub(row.reason, {row.path, path.name, stem_of(row.path)})
+    line = {"key": row.key, "dataset": row.dataset, "reason": reason}
+    return json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """Make `out` or check that it belongs to this build, lock it, and sweep what a killed build left."""
+    with explain_os_errors(out, 0):
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ShardError(f"{out}: another build is working in this folder; wait for it") from error
+        except OSError:
+            log.debug("%s: this file system has no locks", out)
+        with explain_os_errors(out, 0):
+            sweep(out)
+            _check_identity(out, identity)
+            (out / UNITS).mkdir(exist_ok=True)
+            sweep(out / UNITS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_identity(out: Path, identity: dict[str, Any]) -> None:
+    path = out / BUILD
+    if not path.exists():
+        if any(out.iterdir()):
+            raise ShardError(f"{out}: holds other files and no shards; choose an empty or a new folder")
+        write_json(path, identity)
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ShardError(f"{path}: not readable ({error}); build into another folder") from error
+    for name, value in identity.items():
+        if known.get(name) != value:
+            raise ShardError(
+                f"{out}: was built with {name} {known.get(name)!r}, now it is {value!r}; "
+                "build into another folder, or delete this one"
+            )

@@ -1,0 +1,176 @@
+"""Do one unit of a build: read its records, refuse or exclude some, write its shards and its receipt.
+
+A file that cannot be used is listed with its reason and never ends a build; a fault of the machine (disk
+full, disk gone, memory) ends it at once, leaves nothing half-written, and running again takes up from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import ShardError
+from .ingest import content_hash, reason_of, samples_of, scrub, secrets_of
+from .privacy import key_of, subject_key
+from .readers import read
+from .sample import Record
+from .shards.format import Member, members_of, single_threaded
+from .shards.index import index_path
+from .shards.writer import ShardWriter
+from .units import HeldOutSets, Receipt, Unit, receipt_path
+
+log = logging.getLogger(__name__)
+
+LISTED_VALUES = 100  # labels with more distinct values are counted, not listed
+
+SUBJECT_HELD_OUT = "subject is held out"
+CONTENT_HELD_OUT = "pixels equal a held-out image"
+
+
+def run_unit(
+    out: Path, unit: Unit, salt: bytes, held_out: HeldOutSets, tick: Callable[[], None] | None = None
+) -> Receipt:
+    """Do one unit: write its shards and its receipt.
+
+    `tick` is called before each record; what it raises stops the unit and leaves nothing behind.
+
+    Raises:
+        ShardError: the disk is full or unwritable, or source files have disappeared meanwhile.
+    """
+    single_threaded()
+    receipt_path(out, unit).unlink(missing_ok=True)
+    receipt = Receipt(unit.name, unit.inputs)
+    if unit.hashes_only:
+        _hash_records(unit, salt, receipt, tick)
+    else:
+        _write_shards(out, unit, salt, held_out, receipt, tick)
+    receipt.save(receipt_path(out, unit))
+    return receipt
+
+
+def _hash_records(unit: Unit, salt: bytes, receipt: Receipt, tick: Callable[[], None] | None) -> None:
+    for record in unit.records:
+        if tick:
+            tick()
+        try:
+            images = read(record.paths, fourth_axis=unit.source.fourth_axis)
+            receipt.hashes.extend(content_hash(image.array) for image in images)
+        except Exception as error:
+            _refuse(unit, record, salt, receipt, error)
+    receipt.hashes.sort()
+
+
+def _write_shards(
+    out: Path,
+    unit: Unit,
+    salt: bytes,
+    held_out: HeldOutSets,
+    receipt: Receipt,
+    tick: Callable[[], None] | None,
+) -> None:
+    writers: dict[str, ShardWriter] = {}
+    paths = {kind: out / _shard_name(unit, kind) for kind in ("2d", "3d")}
+    summaries: dict[str, _Summary] = {}
+    try:
+        for record in unit.records:
+            if tick:
+                tick()
+            for meta, members in _encoded(unit, record, salt, held_out, receipt):
+                kind = f"{meta['ndim']}d"
+                if kind not in writers:
+                    writers[kind] = ShardWriter(paths[kind]).__enter__()
+                    summaries[kind] = _Summary()
+                writers[kind].put(members)
+                summaries[kind].add(meta)
+        for kind, writer in list(writers.items()):
+            del writers[kind]
+            writer.__exit__(None, None, None)
+            receipt.shards[kind] = writer.entry
+            receipt.summary[kind] = summaries[kind].to_dict()
+    except BaseException as error:
+        for writer in writers.values():
+            writer.__exit__(type(error), error, error.__traceback__)
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+            index_path(path).unlink(missing_ok=True)
+        raise
+
+
+def _shard_name(unit: Unit, kind: str) -> str:
+    dataset, _, number = unit.name.rpartition("-")
+    return f"{dataset}-{kind}-{number}.tar"
+
+
+def _encoded(
+    unit: Unit, record: Record, salt: bytes, held_out: HeldOutSets, receipt: Receipt
+) -> list[tuple[dict[str, Any], list[Member]]]:
+    """Metadata and encoded members of a record's samples; none when it is excluded or refused."""
+    key = key_of(salt, record.dataset, record.name)
+    if (record.dataset, subject_key(salt, record.dataset, record.subject)) in held_out.subjects:
+        receipt.excluded.append((key, SUBJECT_HELD_OUT))
+        return []
+    try:
+        encoded = []
+        for sample in samples_of(unit.source, record, salt):
+            if sample.meta["content_hash"] in held_out.contents:
+                receipt.excluded.append((sample.key, CONTENT_HELD_OUT))
+                continue
+            encoded.append((sample.meta, list(members_of(sample))))
+        return encoded
+    except Exception as error:
+        _refuse(unit, record, salt, receipt, error)
+        return []
+
+
+def _refuse(unit: Unit, record: Record, salt: bytes, receipt: Receipt, error: Exception) -> None:
+    """List a record that cannot be used; a fault of the machine, not of the file, stops the build instead."""
+    where = unit.source.relative(record.paths[0])
+    if isinstance(error, MemoryError):
+        raise ShardError(f"{where}: not enough memory to decode it; build with fewer --workers") from error
+    for path in record.paths:
+        if not path.exists():
+            raise ShardError(
+                f"{path}: disappeared during the build; is its disk still mounted? then run the command again"
+            ) from error
+    reason = reason_of(error)
+    log.warning("%s: %s refused: %s", unit.source.dataset, where, reason)
+    receipt.failures.append(
+        (key_of(salt, record.dataset, record.name), scrub(reason, secrets_of(unit.source, record)))
+    )
+
+
+class _Summary:
+    """Counts of one shard's samples, for the manifest."""
+
+    def __init__(self) -> None:
+        self.counts = {name: Counter() for name in ("modalities", "organs", "licences", "splits")}
+        self.labels: dict[str, Counter] = {}
+        self.masks = 0
+
+    def add(self, meta: dict[str, Any]) -> None:
+        """Count one sample."""
+        for name, key in (("modalities", "modality"), ("organs", "organ"), ("licences", "licence")):
+            self.counts[name][meta[key]] += 1
+        self.counts["splits"][meta["split"] or "none"] += 1
+        for label, value in meta["labels"].items():
+            if value is not None:
+                self.labels.setdefault(label, Counter())[str(value)] += 1
+        self.masks += meta["mask"] is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            **{name: dict(counter) for name, counter in self.counts.items()},
+            "labels": {name: shortened(counter) for name, counter in self.labels.items()},
+            "masks": self.masks,
+        }
+
+
+def shortened(counter: Counter) -> dict[str, int]:
+    """Counts of each value, or {"*": total} for a label with too many values to list."""
+    if len(counter) > LISTED_VALUES or "*" in counter:
+        return {"*": sum(counter.values())}
+    return dict(counter)
