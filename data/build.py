@@ -115,7 +115,7 @@ def _build(
     held = HeldOutSets()
     hashing: list[tuple[Unit, Receipt]] = []
     if not keep and found.held_out:
-        units = plan(found.held_out, shard_bytes=size, salt=salt, prefix="held-out-")
+        units = plan(found.held_out, shard_bytes=size, salt=salt, prefix="held-out.")
         hashing = _run(units, out, salt, held, workers, progress)
         subjects = ((r.dataset, subject_key(salt, r.dataset, r.subject)) for _, r in found.held_out)
         contents = (value for _, receipt in hashing for value in receipt.hashes)

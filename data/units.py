@@ -110,7 +110,7 @@ def plan(
     Args:
         pairs: records grouped by source, as `scan` gives them.
         extra: what else the units depend on (digest of the held-out sets).
-        prefix: "held-out-" makes units that only hash.
+        prefix: "held-out." makes units that only hash.
     """
     units: list[Unit] = []
     group: list[Record] = []
