@@ -35,12 +35,13 @@ def rankme(features: Tensor, eps: float = 1e-7) -> float:
     """Effective rank: exp of the entropy of the normalised singular values (arXiv 2210.02885, equation 1).
 
     From 1 (one direction) to min(B, E); k for a matrix with k equal singular values. Features are taken as
-    they are, not centred, as in the paper. 1 for an all-zero matrix.
+    they are, not centred, as in the paper. 1 for an all-zero matrix, NaN where a feature is not finite.
     """
-    values = torch.linalg.svdvals(features.detach().to("cpu", torch.float64))
-    total = values.sum()
-    if not torch.isfinite(total):
+    x = features.detach().to("cpu", torch.float64)
+    if not bool(torch.isfinite(x).all()):
         return math.nan
+    values = torch.linalg.svdvals(x)
+    total = values.sum()
     if total <= 0:
         return 1.0
     share = values / total + eps

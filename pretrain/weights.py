@@ -48,6 +48,10 @@ def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) 
     """
     from safetensors.torch import save_file
 
+    description = {**_describe(encoder), "file": WEIGHTS}
+    clash = sorted({*description, "bytes", "sha256"} & set(provenance))
+    if clash:
+        raise ValueError(f"provenance must not hold {clash}: medloom writes these keys")
     tensors = {
         name.removeprefix(encoder.inner): tensor.detach().cpu().contiguous().clone()
         for name, tensor in encoder.state_dict().items()
@@ -57,11 +61,7 @@ def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) 
         weights.parent.mkdir(parents=True, exist_ok=True)
         with replacing(weights) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
-        record = {**_describe(encoder), "file": WEIGHTS, **_fingerprint(weights)}
-        clash = sorted(set(record) & set(provenance))
-        if clash:
-            raise ValueError(f"provenance must not hold {clash}: medloom writes these keys")
-        write_json(weights.parent / RECORD, {**record, **provenance})
+        write_json(weights.parent / RECORD, {**provenance, **description, **_fingerprint(weights)})
         config = encoder.timm_config()
         if config is not None:
             write_json(weights.parent / TIMM_CONFIG, config)
@@ -79,8 +79,8 @@ def load_encoder(
 
     Args:
         name: a run folder or a folder with encoder.json, a .safetensors file with its .json beside it, a
-            training .ckpt, `timm:NAME` (timm's weights), or `random:NAME`, the
-            architecture of any of these with fresh weights.
+            training .ckpt, `timm:NAME` (timm's weights), or `random:NAME`, the architecture of any of these
+            with fresh weights.
         in_channels: channels of the images it will get; the stem is adapted. None: as trained.
         strict: refuse missing and unused tensors.
         seed: of the fresh weights of `random:`.
@@ -92,11 +92,11 @@ def load_encoder(
     """
     text = str(name)
     if text.startswith("random:"):
-        config, _, _ = _source(text.removeprefix("random:"), weights=False)
+        config, _, record = _source(text.removeprefix("random:"), weights=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             encoder = build_encoder(_with_channels(config, in_channels))
-        return encoder, Report(text, missing=list(encoder.state_dict()))
+        return encoder, Report(text, missing=list(encoder.state_dict()), record=record)
     config, tensors, record = _source(text, weights=True)
     encoder = build_encoder(_with_channels(config, in_channels))
     return encoder, fill(encoder, tensors, text, strict, record)

@@ -42,8 +42,8 @@ class MAE(Objective):
         decoder_dim: int = 512
         decoder_depth: int = 4  # blocks
         decoder_heads: int = 8
-        # Light on purpose: mirroring left and right, and a fifth of the images turned and zoomed a little
-        # (nnssl's choice). Intensities stay: they are the target. For data whose side is the label: view.flip=0.
+        # Light on purpose: left and right mirrored, a fifth of the images turned and zoomed a little (nnssl);
+        # intensities stay, as they are the target. Where the side of the body is a label: view.flip=0.
         view: ViewConfig = field(default_factory=lambda: ViewConfig(affine=0.2, degrees=10.0, shift=0.0))
 
     def __init__(self, config: MAE.Config, encoder: Encoder) -> None:
