@@ -33,6 +33,7 @@ HU_LEAST_SPAN = 50.0  # between p0.5 and p99.5; less is a "CT" that was rescaled
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 LEAST_STD = 1 / 32  # of high - low
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow turn colour into grey
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,11 @@ class Intensity:
         """The numbers of these channels, in this order."""
         picked = list(channels)
         return Intensity(self.low[picked], self.high[picked], self.mean[picked], self.std[picked])
+
+    def luminance(self) -> Intensity:
+        """The numbers [1] of the luminance of a colour picture, see `luminance`."""
+        weights = np.asarray([LUMA], np.float32)
+        return Intensity(weights @ self.low, weights @ self.high, weights @ self.mean, weights @ self.std)
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         """Normalise an image [C, ...] on the CPU: float32 [C, ...]. The device twin is `views.to_float`."""
@@ -66,7 +72,7 @@ def kind(meta: Mapping[str, Any]) -> str:
         return "hu"
     if int(meta["ndim"]) == 3:
         return "volume"
-    if meta["dtype"] == "uint8" and len(low) == 3 and not _grey(stats):
+    if meta["dtype"] == "uint8" and len(low) == 3 and not grey(meta):
         return "colour"
     return "picture"
 
@@ -109,7 +115,13 @@ def intensity(meta: Mapping[str, Any], channels: int | None = None) -> Intensity
     return found.take([0] * channels)
 
 
-def _grey(stats: Mapping[str, Any]) -> bool:
-    """Whether the channels of a picture are equal, as in an X-ray saved as a colour JPEG."""
+def grey(meta: Mapping[str, Any]) -> bool:
+    """Whether all channels of a picture are equal, as in an X-ray saved as a colour JPEG."""
+    stats = meta["stats"]
     values = [*stats["percentiles"].values(), stats["mean"], stats["std"]]
-    return all(v == channels[0] for channels in values for v in channels)
+    return int(meta["ndim"]) == 2 and all(v == channels[0] for channels in values for v in channels)
+
+
+def luminance(picture: np.ndarray) -> np.ndarray:
+    """Colour [3, H, W] -> grey [1, H, W], same integer dtype, rounded."""
+    return np.rint(np.tensordot(np.asarray([LUMA], np.float32), picture, axes=1)).astype(picture.dtype)
