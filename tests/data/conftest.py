@@ -1,0 +1,142 @@
+"""Small folders of shards, made from arrays, for the tests of everything that reads shards."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from medloom.data.sample import Sample
+from medloom.data.shards.format import FORMAT_VERSION, META_KEYS
+from medloom.data.shards.manifest import Manifest, SourceEntry
+from medloom.data.shards.writer import ShardWriter
+from PIL import Image as Pillow
+
+
+def make_sample(
+    key: str, image: np.ndarray, *, mask: np.ndarray | None = None, jpeg: bytes | None = None, **meta: Any
+) -> Sample:
+    """A Sample with complete metadata; `meta` overrides single entries."""
+    ndim = image.ndim - 1
+    known: dict[str, Any] = dict.fromkeys(META_KEYS) | {
+        "format": FORMAT_VERSION,
+        "key": key,
+        "dataset": key.rpartition("-")[0],
+        "modality": "ct" if ndim == 3 else "x-ray",
+        "organ": "chest",
+        "licence": "CC0-1.0",
+        "ndim": ndim,
+        "shape": list(image.shape),
+        "dtype": image.dtype.name,
+        "labels": {},
+        "facts": {},
+    }
+    return Sample(key=key, image=image, mask=mask, jpeg=jpeg, meta=known | meta)
+
+
+@dataclass
+class Folder:
+    """A finished folder of shards and the samples that were put in, by key."""
+
+    path: Path
+    samples: dict[str, Sample] = field(default_factory=dict)
+
+    def tar(self, name: str) -> Path:
+        return self.path / name
+
+
+def write_folder(path: Path, shards: dict[str, list[Sample]]) -> Folder:
+    """Write {"a-3d": [...], "b-2d": [...]} as one shard a source, with a manifest."""
+    path.mkdir(parents=True, exist_ok=True)
+    sources = []
+    for source_id, samples in shards.items():
+        dataset, _, kind = source_id.rpartition("-")
+        with ShardWriter(path / f"{source_id}-00000.tar") as writer:
+            for sample in samples:
+                writer.add(sample)
+        entry = writer.entry
+        sources.append(
+            SourceEntry(
+                id=source_id,
+                dataset=dataset,
+                ndim=int(kind[0]),
+                count=entry.count,
+                licence="CC0-1.0",
+                shards=(entry,),
+            )
+        )
+    Manifest(name="test", sources=tuple(sources)).save(path)
+    return Folder(path, {sample.key: sample for samples in shards.values() for sample in samples})
+
+
+def smooth(shape: tuple[int, ...], high: float, dtype: Any, seed: int = 0) -> np.ndarray:
+    """A smooth field with a little noise: compresses as images do."""
+    generator = np.random.default_rng(seed)
+    grids = np.meshgrid(*[np.linspace(0, 3 + i, n) for i, n in enumerate(shape)], indexing="ij")
+    field_ = sum(np.sin(grid * (1.3 + 0.4 * i)) for i, grid in enumerate(grids))
+    field_ = (field_ - field_.min()) / (field_.max() - field_.min())
+    return ((field_ * 0.9 + generator.random(shape) * 0.1) * high).astype(dtype)
+
+
+def jpeg_of(image: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """JPEG bytes of a [3, H, W] uint8 image, and what they decode to."""
+    buffer = io.BytesIO()
+    Pillow.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "JPEG", quality=90)
+    decoded = np.asarray(Pillow.open(io.BytesIO(buffer.getvalue()))).transpose(2, 0, 1)
+    return buffer.getvalue(), np.ascontiguousarray(decoded)
+
+
+def example_samples() -> dict[str, list[Sample]]:
+    """Every way of storing: volumes with and without mask, 16-bit, small lossless, large, JPEG."""
+    ct = (smooth((1, 70, 100, 90), 2000, np.int16) - 1000).astype(np.int16)
+    ct[:, 10:40, :64, :64] = 0  # a whole chunk of zeros takes no bytes
+    mask = (ct[0] > 0).astype(np.uint8)
+    thick = smooth((2, 9, 80, 70), 1, np.float32, 1)
+    xray = smooth((1, 700, 600), 60000, np.uint16, 2)
+    icon = smooth((3, 40, 50), 255, np.uint8, 3)
+    data, photo = jpeg_of(smooth((3, 500, 640), 255, np.uint8, 4))
+    photo_mask = (photo[0] > 99).astype(np.uint8)
+    return {
+        "vol-3d": [
+            make_sample("vol-a", ct, mask=mask, spacing=[1.0, 1.0, 1.0], labels={"class": "x"}),
+            make_sample("vol-b", thick, spacing=[5.0, 0.5, 0.5], modality="mri"),
+        ],
+        "pic-2d": [
+            make_sample("pic-a", xray),
+            make_sample("pic-b", icon),
+            make_sample("pic-c", photo, jpeg=data, mask=photo_mask),
+        ],
+    }
+
+
+@pytest.fixture(scope="session")
+def _example(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return write_folder(tmp_path_factory.mktemp("example"), example_samples())
+
+
+@pytest.fixture
+def example(_example: Folder) -> Folder:
+    """A folder of shards to read; do not change it."""
+    return _example
+
+
+@pytest.fixture
+def example_copy(tmp_path: Path) -> Folder:
+    """A folder of shards to damage."""
+    return write_folder(tmp_path / "copy", example_samples())
+
+
+@pytest.fixture
+def flip() -> Callable[[Path, int], None]:
+    """Flip one bit of a file at a byte offset."""
+
+    def flip_bit(path: Path, offset: int, bit: int = 3) -> None:
+        data = bytearray(path.read_bytes())
+        data[offset] ^= 1 << bit
+        path.write_bytes(data)
+
+    return flip_bit
