@@ -102,7 +102,7 @@ def test_plain_timm_reads_2d_encoders(key: str, tmp_path: Path) -> None:
     model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True).eval()
     x = image_for(encoder)
     assert torch.equal(model(x), encoder(x).pooled)
-    assert tuple(model.pretrained_cfg["input_size"])[0] == encoder.in_channels
+    assert model.pretrained_cfg["input_size"][0] == encoder.in_channels
     classifier = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True, num_classes=5).eval()
     assert classifier(x).shape == (2, 5)
     wider = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True, in_chans=2).eval()
