@@ -84,12 +84,18 @@ def print_table(rows: Sequence[Mapping[str, object]], *, title: str | None = Non
     if not rows:
         return
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for name in rows[0]:
+    names = list(rows[0])
+    for name in names:
         number = all(isinstance(row.get(name), int | float) or row.get(name) is None for row in rows)
-        table.add_column(str(name), justify="right" if number else "left", overflow="fold")
+        table.add_column(
+            str(name), justify="right" if number else "left", overflow="fold", no_wrap=name == names[0]
+        )
     for row in rows:
-        table.add_row(*("" if row.get(name) is None else _plain(row[name]) for name in rows[0]))
-    Console().print(table)
+        table.add_row(*("" if row.get(name) is None else _plain(row[name]) for name in names))
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width: do not fold what a script will read
+        console = Console(width=200)
+    console.print(table)
 
 
 def size(count: float) -> str:
