@@ -32,12 +32,20 @@ TEXT = (228, 228, 231)
 
 @torch.no_grad()
 def draw_panels(
-    folder: Path, step: int, batch: Batch, encoder: Encoder, objective: Objective
+    folder: Path,
+    step: int,
+    batch: Batch,
+    encoder: Encoder,
+    objective: Objective,
+    *,
+    mean: Tensor,
+    std: Tensor,
 ) -> dict[str, Path]:
     """Write `step-NNNNNNN-reconstruction.png` and `-features.png` into `folder`; returns name -> path.
 
     Args:
         batch: a few images [B, C, *spatial], normalised, on the encoder's device.
+        mean, std: [B, C or 1] that normalised them: pictures are shown in the colours of their files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     training = encoder.training, objective.training
@@ -48,14 +56,14 @@ def draw_panels(
         captions = modality_names(batch)
         pictures = objective.panel(batch, encoder)
         if pictures:
-            columns = {name: slices(value) for name, value in pictures.items()}
+            columns = {name: slices(value, mean, std) for name, value in pictures.items()}
             path = folder / f"step-{step:07d}-reconstruction.png"
             save_grid(path, windowed(columns), captions)
             written["panels/reconstruction"] = path
         colours = token_colours(batch.image, encoder)
         if colours is not None:
             path = folder / f"step-{step:07d}-features.png"
-            columns = {**windowed({"input": slices(batch.image)}), "tokens": colours}
+            columns = {**windowed({"input": slices(batch.image, mean, std)}), "tokens": colours}
             save_grid(path, columns, captions)
             written["panels/features"] = path
         return written
@@ -90,9 +98,10 @@ def token_colours(image: Tensor, encoder: Encoder) -> np.ndarray | None:
     return (cube.numpy() * 255).astype(np.uint8)
 
 
-def slices(image: Tensor) -> np.ndarray:
-    """[B, C, (D,) H, W] -> float32 [B, H, W, 3]: middle slice of volumes; not 3 channels: grey."""
-    array = image.detach().float().cpu().numpy()
+def slices(image: Tensor, mean: Tensor, std: Tensor) -> np.ndarray:
+    """[B, C, (D,) H, W] -> float32 [B, H, W, 3] in file units; a volume's middle slice; grey unless C is 3."""
+    shape = (*mean.shape, *[1] * (image.ndim - 2))
+    array = (image.detach().float() * std.reshape(shape) + mean.reshape(shape)).cpu().numpy()
     if array.ndim == 5:
         array = array[:, :, array.shape[2] // 2]
     if array.shape[1] != 3:

@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.normalise import intensity
+from ..data.batches import collate
+from ..data.crops import pad_to
+from ..data.normalise import grey, intensity
+from ..data.sample import MODALITIES, Modality
 from ..data.stream import StreamConfig
 from .config import ProbeConfig
 from .diagnostics import rankme
@@ -92,9 +95,8 @@ class KnnProbe:
         """Features float32 [n, 2E] on the CPU: pooled and mean patch token, each of length one."""
         parts: list[Tensor] = []
         for start in range(0, len(refs), BATCH):
-            batch = collate(
-                [load(self.shards, ref, self.data) for ref in refs[start : start + BATCH]], device
-            )
+            samples = [load(self.shards, ref, self.data) for ref in refs[start : start + BATCH]]
+            batch = on_device(collate(samples), device)
             found = encoder(to_float(batch, encoder.in_channels))
             both = [found.pooled, found.tokens.mean(dim=1)]
             parts.append(
@@ -167,40 +169,25 @@ def _digest(text: str) -> int:
 
 
 def load(shards: Shards, ref: SampleRef, data: StreamConfig) -> dict[str, Any]:
-    """One image for the probe, whole: pictures resized to `data.crop`, volumes cropped in the middle.
-
-    Returns:
-        `image` [C, *crop] native dtype and `low`, `high`, `mean`, `std` float32 [C]; C is 1 or `in_channels`.
-    """
+    """One whole image, as `Stream` gives crops: a picture resized to `data.crop`, a volume's middle."""
     meta = shards.meta(ref)
     size = [int(n) for n in meta["shape"][1:]]
+    numbers = intensity(meta)
     if data.ndim == 2:
         image = shards.read_resized(ref, (0, 0, size[0], size[1]), data.crop)
     else:
         origin = [max(0, (n - c) // 2) for n, c in zip(size, data.crop, strict=True)]
-        image = shards.read(ref, origin, [min(n, c) for n, c in zip(size, data.crop, strict=True)])
-    found = intensity(meta)
-    if image.shape[0] not in (1, data.in_channels):
-        image, found = image[:1], found.take([0])
-    if data.ndim == 3:
-        missing = [c - n for c, n in zip(data.crop, image.shape[1:], strict=True)]
-        widths = [(0, 0)] + [(n // 2, n - n // 2) for n in missing]
-        image = np.pad(image, widths, constant_values=np.asarray(found.low).min().astype(image.dtype))
-    return {"image": image, "low": found.low, "high": found.high, "mean": found.mean, "std": found.std}
+        extent = [min(n, c) for n, c in zip(size, data.crop, strict=True)]
+        image = pad_to(shards.read(ref, origin, extent), data.crop, numbers.low)
+    if len(image) > 1 and (grey(meta) or len(image) != data.in_channels):
+        image, numbers = image[:1], numbers.take([0])
+    return {
+        "image": image, "low": numbers.low, "high": numbers.high, "mean": numbers.mean, "std": numbers.std,
+        "modality": MODALITIES.index(Modality(meta["modality"])), "key": meta["key"], "position": 0,
+        "spacing": np.asarray(meta["spacing"] or [1.0] * data.ndim, np.float32),
+    }  # fmt: skip
 
 
-def collate(samples: Sequence[dict[str, Any]], device: torch.device) -> dict[str, Tensor]:
-    """Stack to [B, C, ...] on `device`; grey and colour pictures in one batch get the larger C."""
-    channels = max(len(sample["image"]) for sample in samples)
-    dtype = np.result_type(*(sample["image"].dtype for sample in samples))
-    batch: dict[str, Tensor] = {}
-    for name in ("image", "low", "high", "mean", "std"):
-        arrays = [
-            np.asarray(sample[name], dtype=dtype if name == "image" else np.float32) for sample in samples
-        ]
-        full = [np.repeat(a, channels, axis=0) if len(a) < channels else a for a in arrays]
-        stacked = np.stack(full)
-        if stacked.dtype in (np.uint16, np.uint32):  # torch computes little with these
-            stacked = stacked.astype(np.int32 if stacked.dtype == np.uint16 else np.float32)
-        batch[name] = torch.from_numpy(stacked).to(device)
-    return batch
+def on_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A collated batch with its tensors on `device`."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}

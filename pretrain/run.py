@@ -17,12 +17,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ..data.config import to_dict
+from ..data.batches import collate
+from ..data.config import polymorphic, to_dict
 from ..data.datamodule import PretrainData
 from ..data.draws import stream_key
 from ..data.errors import ConfigError
 from ..data.normalise import RULE
 from ..data.shards.manifest import Manifest
+from ..data.stream import Stream
 from . import preempt
 from .checkpoint import Checkpointing, newest
 from .config import PretrainConfig, complete, per_rank_batch
@@ -32,7 +34,7 @@ from .launch import Launch, detect, is_main_process, precision
 from .module import PretrainModule
 from .objectives import OBJECTIVES, Objective
 from .panels import draw_panels, varied
-from .probes import KnnProbe, collate
+from .probes import KnnProbe, on_device
 from .recorder import Recorder
 from .tracking import Journal, Tracker
 from .weights import WEIGHTS, load_encoder, load_into, save_encoder
@@ -128,10 +130,8 @@ def build(config: PretrainConfig) -> tuple[Encoder, Objective]:
             raise ConfigError(f"the encoder is {encoder.ndim}D, data.ndim is {config.data.ndim}: "
                               "choose encoder.name or data.ndim accordingly")  # fmt: skip
         encoder.grid(config.data.crop)  # refuses a crop that patches do not tile
-        kind = OBJECTIVES[config.objective["name"]]
-        from ..data.config import polymorphic
-
-        objective = kind(polymorphic(config.objective, OBJECTIVES, "objective")[1], encoder)  # type: ignore[call-arg]
+        kind, section = polymorphic(config.objective, OBJECTIVES, "objective")
+        objective = kind(section, encoder)
     return encoder, objective
 
 
@@ -165,14 +165,10 @@ def panels(config: PretrainConfig, folder: Path) -> Callable[[PretrainModule, in
 
     def draw(module: PretrainModule, step: int) -> dict[str, Path]:
         if not held:
-            from ..data.stream import Stream
-
             stream = Stream(config.data)
             pool = [stream[position] for position in range(8 * config.panels.samples)]
             held.extend(pool[i] for i in varied(pool, config.panels.samples))
-        batch: dict[str, Any] = dict(collate(held, module.device))
-        for name in ("position", "modality"):
-            batch[name] = torch.tensor([int(item[name]) for item in held], device=module.device)
+        batch = on_device(collate(held), module.device)
         return draw_panels(folder / "panels", step, module.prepared(batch), module.encoder, module.objective)
 
     return draw
