@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -270,11 +269,11 @@ def _measures(meta: Mapping[str, Any]) -> str:
     if not meta["spacing"]:
         return f"{channels}{extent}"
     steps = [f"{mm:.2g}" for mm in meta["spacing"]]
-    return f"{channels}{extent} · {steps[0] if _equal(meta['spacing']) else '×'.join(steps)} mm"
-
-
-def _equal(spacing: list[float]) -> bool:
-    return all(abs(a - b) <= 0.005 * max(a, b) for a, b in pairwise(spacing))
+    if len(set(steps)) == 1:
+        return f"{channels}{extent} · {steps[0]} mm"
+    if len(steps) == 3 and steps[1] == steps[2]:
+        steps[1:] = [f"{steps[1]}²"]
+    return f"{channels}{extent} · {'×'.join(steps)} mm"
 
 
 def _title_of(modality: Modality) -> str:

@@ -70,7 +70,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Shards:
     body = np.full((12, 16, 20), -1000, np.int16)
     body[3:9, 4:12, 5:15] = 40
     mask = np.zeros(body.shape, np.uint8)
-    mask[4:8, 6:10, 7:13] = 1
+    mask[7:9, 6:10, 7:13] = 1  # not in the middle plane
     volume(root / "vol/1.nii.gz", body)
     volume(root / "vol/1_mask.nii.gz", mask)
     return shards_of(
@@ -156,6 +156,7 @@ def test_outlines_take_a_colour_per_class_and_spare_the_inside_and_the_edge() ->
     assert drawn[24, 10].tolist() == OUTLINES[1].tolist()
     assert drawn[10, 25].tolist() == OUTLINES[299 % len(OUTLINES)].tolist()
     assert not drawn[8:13, 8:13].any()
+    assert not drawn[4, 5:15].any() and not drawn[10, 15:25].any()  # the background's side of a border
     assert not drawn[10, 29].any()
 
 
@@ -239,6 +240,19 @@ def test_text_never_leaves_its_box() -> None:
     image = Image.new("RGB", (200, 40))
     gallery._Pen(ImageDraw.Draw(image)).text((0, 20), "a" * 100, 13, WHITE, width=90)
     assert not np.asarray(image)[:, 92:].any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "text"),
+    [
+        ([3, 480, 640], None, "480×640"),
+        ([1, 128, 128], [0.5, 0.5], "128×128 · 0.5 mm"),
+        ([1, 58, 248, 175], [2.39705, 0.8125, 0.8124], "58×248×175 · 2.4×0.81² mm"),
+        ([10, 20, 68, 52], [6.0, 3.0, 2.0], "10 × 20×68×52 · 6×3×2 mm"),
+    ],
+)
+def test_measures_are_short(shape: list[int], spacing: list[float] | None, text: str) -> None:
+    assert gallery._measures({"shape": shape, "spacing": spacing}) == text
 
 
 def test_progress_reaches_the_total(mixed: Shards, tmp_path: Path) -> None:
