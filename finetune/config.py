@@ -1,0 +1,161 @@
+"""Configuration of a fine-tuning run: one task record, one encoder, one protocol, its baselines.
+
+The choice: every arm of a run (pretrained and from scratch) reads the same cases in the same order for the
+same number of steps; only the initial weights and the learning rates differ. Rates have separate defaults
+for pretrained and random encoders, because one rate for both would favour one arm: fine-tuning wants about
+a third of the rate of scratch training for transformers and layer-wise decay (RECIPES.md, fine-tune rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from ..data.config import read_yaml, structured
+from ..data.errors import ConfigError, nearest
+from .record import TaskRecord
+
+PROTOCOLS = ("full", "linear")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass
+class OptimConfig:
+    """AdamW; rates are for the whole (global) batch and are not rescaled."""
+
+    head_lr: float = 1e-3  # decoder or head, in every arm
+    encoder_lr: float = 2e-4  # pretrained encoder: rate of the last block, before layer-wise decay
+    scratch_lr: float = 5e-4  # encoder from random weights, every block alike
+    layer_decay: float = 0.75  # factor per block from the last to the first, pretrained encoder only
+    weight_decay: float = 0.05  # not on norms, biases and embeddings
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    warmup_fraction: float = 0.1  # of the steps, linear; then a cosine to zero
+    clip: float = 1.0  # norm of the gradient
+    label_smoothing: float = 0.1  # classification
+
+
+@dataclass
+class AugmentConfig:
+    """Augmentation on the device, the same in every arm. Angles in degrees, probabilities per sample."""
+
+    affine: float = 0.5  # probability of rotation and scale
+    rotate: float = 15.0  # largest angle, about every axis in 3D
+    scale: list[float] = field(default_factory=lambda: [0.85, 1.2])
+    intensity: float = 0.5  # probability of contrast, brightness and gamma, each drawn separately
+    noise: float = 0.15  # probability of Gaussian noise, sd up to 0.15 of the normalised intensity
+    crop_scale: list[float] = field(default_factory=lambda: [0.5, 1.0])  # 2D classification: area of the crop
+
+
+@dataclass
+class HeadConfig:
+    """Size of what is put on the encoder."""
+
+    width: int = 16  # segmentation: channels at full resolution; doubled per level up to `most`
+    most: int = 128  # largest number of channels of the decoder
+    dropout: float = 0.1  # classification: before the last layer
+
+
+@dataclass
+class FinetuneConfig:
+    """A fine-tuning run. Numbers are global unless they say otherwise."""
+
+    task: TaskRecord = MISSING
+    encoder: str = MISSING  # run folder, encoder folder, .safetensors, .ckpt, timm:NAME or random:PATH
+    out: str | None = None  # run folder; None: runs/<task>-<protocol>
+    root: str | None = None  # folder of the source; None: MEDLOOM_DATA, then the record's own folder
+    cache: str | None = None  # where task shards are kept; None: $XDG_CACHE_HOME/medloom/tasks
+    protocol: str = "full"  # full: everything is trained · linear: the encoder is frozen
+    baseline: bool = True  # train the same network from random weights beside the encoder
+    seed: int = 0
+    fraction: float = 1.0  # share of the training subjects that is used; smaller shares are nested in larger
+    steps: int = 500  # optimiser steps of every arm
+    batch_size: int | None = None  # global; None: planned (segmentation) or 32 (classification)
+    patch: list[int] | None = None  # overrides the task record and the plan
+    image_size: int | None = None  # 2D classification: None: the encoder's own training crop
+    memory_gib: float | None = None  # budget of activations; None: half of what is free
+    validations: int = 5  # how often the validation split is scored, evenly over the run
+    foreground: float = 1 / 3  # segmentation: share of the crops that are centred on a structure
+    device: str = "auto"
+    workers: int | None = None  # loader processes; None: 0 on CPU, 8 with an accelerator
+    checkpoint_minutes: float = 2.0
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+
+    def __post_init__(self) -> None:
+        for key, value, known in (("protocol", self.protocol, PROTOCOLS), ("device", self.device, DEVICES)):
+            if value not in known:
+                raise ConfigError(f"{key}: unknown {key} {value!r}{nearest(value, known)}")
+        if self.steps < 1 or self.validations < 1:
+            raise ConfigError(f"steps {self.steps}, validations {self.validations}: give at least 1 of each")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction: {self.fraction}: a share of the training subjects in (0, 1]")
+        if not 0 <= self.foreground <= 1:
+            raise ConfigError(f"foreground: {self.foreground}: a probability in [0, 1]")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"batch_size: {self.batch_size}: give at least 1")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out) if self.out else Path("runs") / f"{self.task.name}-{self.protocol}"
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms in the order in which they run.
+
+        `pretrained`; with baselines also `scratch` (the same network, everything trained from random weights)
+        and, for the linear protocol, `random` (frozen random features, the floor).
+        """
+        if not self.baseline:
+            return ["pretrained"]
+        return ["pretrained", "scratch"] if self.protocol == "full" else ["pretrained", "random", "scratch"]
+
+
+def load_config(task: Path | str, dotlist: Sequence[str] = ()) -> FinetuneConfig:
+    """Read a task record, or the `config.yaml` of a run, and merge the command line over it.
+
+    Args:
+        task: a YAML file, or the name of a shipped record (`realdata-busi`; `_` and `-` are the same). A
+            record may carry `defaults`: keys of this configuration that suit it (steps, patch).
+        dotlist: `key=value` items; `task.patch=[32,32,32]` reaches into the record.
+
+    Raises:
+        ConfigError: no such task (with near names), unknown key, wrong type, missing `encoder`.
+    """
+    path = find_task(task)
+    values = read_yaml(path)
+    if "task" in values:
+        return structured(FinetuneConfig, values, list(dotlist), where=str(path))
+    defaults = values.pop("defaults", None) or {}
+    layers = ({"root": _default_root(path)}, {"task": values}, defaults)
+    return structured(FinetuneConfig, *layers, list(dotlist), where=str(path))
+
+
+def find_task(task: Path | str) -> Path:
+    """Path of a task record, given as a path or as the name of a shipped one.
+
+    Raises:
+        ConfigError: neither a file nor a shipped name; lists the near ones.
+    """
+    from .. import configs
+
+    path = Path(task)
+    if path.suffix in (".yaml", ".yml"):
+        return path  # a missing file is reported by read_yaml, with the near names of its folder
+    shipped = {
+        item.stem: item for folder in configs.__path__ for item in Path(folder, "tasks").glob("*.yaml")
+    }
+    name = str(task).replace("_", "-")
+    if name not in shipped:
+        raise ConfigError(f"unknown task {str(task)!r}{nearest(name, set(shipped))}")
+    return shipped[name]
+
+
+def _default_root(path: Path) -> str:
+    import os
+
+    return os.environ.get("MEDLOOM_DATA") or str(path.resolve().parent)

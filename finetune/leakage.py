@@ -1,0 +1,140 @@
+"""Leakage statement: whether the encoder has seen the cases that it is scored on.
+
+Three questions, in this order: does encoder.json list the task's dataset (or a relative of it) among its
+training sources; did the collection hold the scored split out; and, where the pretraining shards are at
+hand, does any scored case's pixel hash or subject occur in them. The answer is `clean`, `leaked` or
+`unknown`; an evaluation does not print a score without it. The price of the last check is reading the
+metadata of every shard, about 20,000 samples a second; beyond `_MOST` samples it is left out and said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.config import read_yaml
+from ..data.errors import MedloomError
+from ..data.shards.reader import Shards
+from .data import Case
+from .record import TaskRecord
+
+_MOST = 500_000
+
+
+def statement(
+    record: TaskRecord,
+    encoder: Mapping[str, Any],
+    cases: Sequence[Case],
+    *,
+    split: str = "test",
+    shards: Path | None = None,
+    salt_fingerprint: str | None = None,
+) -> dict[str, Any]:
+    """Judge an encoder.json against a task.
+
+    Args:
+        encoder: encoder.json, or {"source": name} for weights that came without one.
+        cases: the scored cases.
+        split: which split of the task they are.
+        shards: the pretraining shards, if they are at hand.
+        salt_fingerprint: of the task's shards; subjects compare only under the same salt.
+
+    Returns:
+        {"status": clean | leaked | unknown, "statement": a sentence, "checks": [...], "not_checked": [...]}.
+    """
+    training = encoder.get("training")
+    if not isinstance(training, Mapping):
+        return _without_record(str(encoder.get("source", "")))
+    held_out = encoder.get("held_out") or {}
+    not_checked = [str(item) for item in held_out.get("not_checked") or []]
+    seen = [s for s in training.get("sources") or [] if s.get("dataset") in {record.dataset, *record.related}]
+    exposed = [s["dataset"] for s in seen if not _held_out(held_out.get("rules") or [], s["dataset"], split)]
+    among = ", ".join(s["dataset"] for s in seen)
+    checks = [f"training sources of the encoder: {among or 'neither the dataset nor a relative'} among them"]
+    if exposed:
+        sentence = (
+            f"The encoder was trained on {', '.join(exposed)} without holding {split} out: "
+            "these scores do not measure generalisation."
+        )
+        return _answer("leaked", sentence, checks, not_checked)
+    found = _overlap(shards, training, cases, salt_fingerprint)
+    if found is None:
+        not_checked.append("pixels and subjects: the pretraining shards are not at hand")
+    else:
+        checks.append(f"{len(cases)} {split} cases against the pretraining shards: {found} in common")
+    if found:
+        sentence = f"{found} of {len(cases)} {split} cases, or their subjects, are in the pretraining shards."
+        return _answer("leaked", sentence, checks, not_checked)
+    start = training.get("init_from")
+    if start:
+        sentence = f"The encoder started from {Path(str(start)).name}, whose training data are not on record."
+        return _answer("unknown", sentence, checks, [*not_checked, "training data of the initial weights"])
+    sentence = f"The encoder has not seen {record.dataset}."
+    if seen:
+        sentence = f"The encoder has seen other splits of {record.dataset}, unlabelled; {split} was held out."
+    return _answer("clean", sentence, checks, not_checked)
+
+
+def _without_record(source: str) -> dict[str, Any]:
+    """Weights that came without an encoder.json that speaks of training."""
+    if source.startswith("random:"):
+        return _answer("clean", "The encoder has random weights: it was trained on nothing.", [], [])
+    sentence = f"{source or 'The encoder'} does not say what it was trained on."
+    return _answer("unknown", sentence, [], ["training sources", "subjects", "pixels"])
+
+
+def pretraining_shards(encoder_source: str, encoder: Mapping[str, Any]) -> Path | None:
+    """Shards that a run folder was trained on, when they are still there with the same manifest."""
+    folder = Path(encoder_source)
+    config = (folder if folder.is_dir() else folder.parent) / "config.yaml"
+    try:
+        shards = Path(str(read_yaml(config).get("data", {}).get("shards", "")))
+        wanted = (encoder.get("training") or {}).get("manifest")
+        return (
+            shards
+            if (shards / "manifest.json").is_file() and Shards.open(shards).manifest.hash == wanted
+            else None
+        )
+    except MedloomError:
+        return None
+
+
+def _held_out(rules: Sequence[Mapping[str, Any]], dataset: str, split: str) -> bool:
+    """Whether a rule of the collection keeps this split of the dataset from training."""
+    for rule in rules:
+        splits = rule.get("splits") or []
+        if rule.get("dataset") == dataset and (not splits or split in splits):
+            return True
+    return False
+
+
+def _overlap(
+    shards: Path | None, training: Mapping[str, Any], cases: Sequence[Case], salt_fingerprint: str | None
+) -> int | None:
+    """How many scored cases share pixels or subject with the pretraining shards; None when not checked."""
+    if shards is None:
+        return None
+    pool = Shards.open(shards)
+    try:
+        if len(pool) > _MOST:
+            return None
+        used = {source["id"] for source in training.get("sources") or []}
+        same_salt = salt_fingerprint is not None and pool.manifest.salt_fingerprint == salt_fingerprint
+        hashes, subjects = set(), set()
+        for name in [source.id for source in pool.manifest.sources if source.id in used]:
+            for ref in pool.refs(name):
+                meta = pool.meta(ref)
+                hashes.add(meta["content_hash"])
+                subjects.add((meta["dataset"], meta["subject"]))
+    finally:
+        pool.close()
+    return sum(
+        case.meta["content_hash"] in hashes
+        or (same_salt and (case.meta["dataset"], case.subject) in subjects)
+        for case in cases
+    )
+
+
+def _answer(status: str, sentence: str, checks: list[str], not_checked: list[str]) -> dict[str, Any]:
+    return {"status": status, "statement": sentence, "checks": checks, "not_checked": not_checked}

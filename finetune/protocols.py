@@ -1,0 +1,289 @@
+"""How an arm is trained: everything by gradient (full), or a frozen encoder and a head (linear).
+
+The loop is plain torch: one device, AdamW, linear warm-up and cosine, gradient clipping, bf16 on CUDA
+alone. The validation split chooses the weights that are kept (and C of the logistic regression); test is
+never looked at here. The state goes to `last.ckpt` at every validation and every few minutes, and a restart
+continues the same numbers, because examples and augmentation are functions of the position. The price of a
+validation is a pass over the validation cases; five of them are a few per cent of a run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..data.atomic import replacing, write_text
+from ..data.errors import MedloomError
+from ..pretrain.encoders.base import Encoder
+from ..pretrain.optim import decays, param_groups
+from ..pretrain.schedules import warmup_cosine
+from .config import FinetuneConfig
+from .heads import LinearClassifier
+from .tasks.base import Task
+from .tasks.classification import Classification, scores
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+CHECKPOINT = "last.ckpt"
+METRICS = "metrics.jsonl"
+_LOG_EVERY = 10  # steps
+_SWEEP = tuple(10.0**power for power in range(-5, 3))  # C of the logistic regression
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What an arm's training came to; `step` 0 where nothing was trained by steps."""
+
+    step: int = 0  # whose weights were kept
+    validation: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    finished: bool = True  # False: stopped by a signal; the same command continues
+
+
+def optimise(
+    task: Task,
+    network: nn.Module,
+    folder: Path,
+    *,
+    pretrained: bool,
+    frozen: bool,
+    device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Train `network` by gradient and load the weights that were best on validation.
+
+    Args:
+        folder: of the arm; holds metrics.jsonl, and last.ckpt while the arm is running.
+        pretrained: choose the rate and layer-wise decay for a pretrained encoder.
+        frozen: train the head alone.
+        stop: asked after every step; True saves and returns an unfinished outcome.
+
+    Raises:
+        MedloomError: the loss is not finite.
+    """
+    config = task.config
+    network.to(device).train()
+    if frozen:
+        network.get_submodule("encoder").requires_grad_(False)
+    optimiser = torch.optim.AdamW(
+        groups(network, config, pretrained=pretrained, frozen=frozen),
+        betas=(config.optim.betas[0], config.optim.betas[1]),
+    )
+    run = _Run(task, network, optimiser, folder, device, frozen)
+    run.resume()
+    checks = {
+        math.ceil(config.steps * part / config.validations) for part in range(1, config.validations + 1)
+    }
+    saved = time.monotonic()
+    # The step that a batch trains is fixed by its position, so a resumed run asks for the rest alone.
+    batches = task.batches(run.step, config.steps, _workers(config, device))
+    for batch in batches:
+        loss = run.train(batch)
+        if progress:
+            progress(run.step, config.steps, f"{task.record.name} {folder.name} | loss {loss:.3f}")
+        if run.step in checks:
+            run.validate()
+        if stop():
+            run.save()
+            return Outcome(finished=False)
+        due = time.monotonic() - saved > 60 * config.checkpoint_minutes
+        if run.step < config.steps and (run.step in checks or due):
+            run.save()
+            saved = time.monotonic()
+    network.load_state_dict(run.best_state)
+    return Outcome(run.best_step, run.best, {"criterion": task.criterion})
+
+
+def groups(
+    network: nn.Module, config: FinetuneConfig, *, pretrained: bool, frozen: bool
+) -> list[dict[str, Any]]:
+    """Optimiser groups with their own peak rate `peak`: encoder by depth, then the head.
+
+    A pretrained encoder gets `encoder_lr` with layer-wise decay, one from random weights `scratch_lr`, alike
+    for all layers; the head gets `head_lr` in both.
+    """
+    optim = config.optim
+    encoder = network.get_submodule("encoder")
+    assert isinstance(encoder, Encoder)
+    result: list[dict[str, Any]] = []
+    if not frozen:
+        rate = optim.encoder_lr if pretrained else optim.scratch_lr
+        decay = optim.layer_decay if pretrained else 1.0
+        for group in param_groups(encoder, weight_decay=optim.weight_decay, layer_decay=decay):
+            result.append({"params": group["params"], "weight_decay": group["weight_decay"],
+                           "peak": rate * group["lr_scale"]})  # fmt: skip
+    head = [(name, p) for name, p in network.named_parameters() if not name.startswith("encoder.")]
+    for wanted in (True, False):
+        chosen = [p for name, p in head if decays(name, p) is wanted]
+        if chosen:
+            result.append({"params": chosen, "weight_decay": optim.weight_decay if wanted else 0.0,
+                           "peak": optim.head_lr})  # fmt: skip
+    return result
+
+
+class _Run:
+    """The mutable state of one arm's training."""
+
+    def __init__(
+        self,
+        task: Task,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        folder: Path,
+        device: torch.device,
+        frozen: bool,
+    ) -> None:
+        self.task, self.network, self.optimiser = task, network, optimiser
+        self.folder, self.device, self.frozen = folder, device, frozen
+        self.step = 0
+        self.best: dict[str, float] = {}
+        self.best_step = 0
+        self.best_state: dict[str, torch.Tensor] = {}
+        self.rows: list[dict[str, Any]] = []
+        self._sums = [0.0, 0.0, 0.0]  # loss, gradient norm, steps since the last row
+
+    def train(self, batch: dict[str, torch.Tensor]) -> float:
+        """One optimiser step; returns the loss."""
+        config = self.task.config
+        share = warmup_cosine(
+            self.step, steps=config.steps, warmup=int(config.optim.warmup_fraction * config.steps), peak=1.0
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * share
+        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        self.network.train()
+        if self.frozen:  # batch statistics and stochastic depth belong to training, a frozen encoder has none
+            self.network.get_submodule("encoder").eval()
+        cuda = self.device.type == "cuda"
+        with torch.random.fork_rng(devices=[self.device] if cuda else []):
+            # Dropout and stochastic depth can only draw from torch's generator: keyed by the step, a restart
+            # draws the same.
+            torch.manual_seed(config.seed * 1_000_003 + self.step)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=cuda):
+                loss = self.task.loss(self.network, batch)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise MedloomError(
+                f"{self.folder}: the loss is {value} at step {self.step}: lower optim.head_lr and "
+                "optim.encoder_lr, or look for broken images with `medloom shards show`"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.optim.clip)
+        self.optimiser.step()
+        self.step += 1
+        self._sums = [a + b for a, b in zip(self._sums, (value, float(norm), 1.0), strict=True)]
+        if self.step % _LOG_EVERY == 0 or self.step == config.steps:
+            total = self._sums[2]
+            self._log({"loss": self._sums[0] / total, "grad_norm": self._sums[1] / total, "lr_share": share})
+            self._sums = [0.0, 0.0, 0.0]
+        return value
+
+    def validate(self) -> None:
+        """Score the validation cases; remember the weights when they are the best so far."""
+        found = self.task.validate(self.network, self.device)
+        self._log({f"val/{name}": value for name, value in found.items()})
+        if not self.best or _order(found, self.task) > _order(self.best, self.task):
+            self.best, self.best_step = found, self.step
+            self.best_state = {
+                name: tensor.detach().to("cpu", copy=True)
+                for name, tensor in self.network.state_dict().items()
+            }
+
+    def _log(self, values: dict[str, float]) -> None:
+        self.rows.append({"step": self.step, "samples": self.step * self.task.plan.batch, **values})
+        write_text(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def save(self) -> None:
+        """Write last.ckpt atomically."""
+        state = {
+            "step": self.step, "network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(),
+            "best": self.best, "best_step": self.best_step, "best_state": self.best_state, "rows": self.rows,
+            "sums": self._sums,
+        }  # fmt: skip
+        with replacing(self.folder / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self) -> None:
+        """Continue from last.ckpt where there is a readable one; a damaged one starts the arm again."""
+        path = self.folder / CHECKPOINT
+        if not path.is_file():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            logger.warning("%s is damaged (%s): this arm starts again", path, type(error).__name__)
+            path.unlink()
+            return
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
+        self.best_state, self.rows, self._sums = state["best_state"], state["rows"], state["sums"]
+        logger.info("%s: continues at step %d", self.folder, self.step)
+
+
+def fit_logistic(
+    task: Classification, network: LinearClassifier, device: torch.device, progress: Progress | None = None
+) -> Outcome:
+    """Logistic regression on frozen features; C from 1e-5 to 1e2 by validation AUC, then by log loss.
+
+    Features are standardised by the training cases; classes are weighted inversely to their frequency.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    network.to(device)
+    found = {}
+    for number, part in enumerate(("train", "val")):
+        if progress:
+            progress(number, 3, f"{task.record.name} features")
+        found[part] = task.features(network.encoder, task.cases[part], device)
+    labels = {part: np.array([case.label for case in task.cases[part]]) for part in found}
+    mean, std = found["train"].mean(axis=0), found["train"].std(axis=0)
+    std = np.where(std < 1e-6, 1.0, std)
+    x = {part: (values - mean) / std for part, values in found.items()}
+    best: tuple[tuple[float, ...], float, Any, dict[str, float]] | None = None
+    for strength in _SWEEP:
+        model = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced")
+        model.fit(x["train"], labels["train"])
+        result = scores(model.predict_proba(x["val"]), labels["val"])
+        order = _order(result, task)
+        if best is None or order > best[0]:
+            best = (order, strength, model, result)
+    assert best is not None
+    weight, bias = best[2].coef_, best[2].intercept_
+    if len(weight) == 1:  # two classes: scikit-learn keeps one row, whose negative is the other
+        weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
+    with torch.no_grad():
+        network.mean.copy_(torch.from_numpy(mean))
+        network.std.copy_(torch.from_numpy(std))
+        network.head.weight.copy_(torch.from_numpy(weight))
+        network.head.bias.copy_(torch.from_numpy(bias))
+    if progress:
+        progress(3, 3, f"{task.record.name} features")
+    return Outcome(validation=best[3], facts={"criterion": task.criterion, "C": best[1]})
+
+
+def _order(found: dict[str, float], task: Task) -> tuple[float, ...]:
+    """Higher is better: the criterion, then the log loss where a small validation split ties."""
+    return (round(found[task.criterion], 6), -found.get("log_loss", 0.0))
+
+
+def _workers(config: FinetuneConfig, device: torch.device) -> int:
+    if config.workers is not None:
+        return config.workers
+    import os
+
+    return min(8, os.cpu_count() or 1) if device.type == "cuda" else 0

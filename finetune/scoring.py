@@ -1,0 +1,132 @@
+"""From the long per-case table to means, intervals and paired differences.
+
+A segmentation is averaged over cases, then over structures, never over pooled voxels; a classification metric
+belongs to the whole set. Intervals are bootstrapped over patients (statistics.py). The pretrained arm is
+compared with each baseline on the same cases; `p_holm` corrects over all comparisons of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .metrics import CLASSIFICATION
+from .statistics import (
+    Difference,
+    bootstrap_mean,
+    bootstrap_metric,
+    holm,
+    paired_difference,
+    paired_metric_difference,
+    summarise,
+)
+from .tasks import Classification, Task
+
+MEAN = "mean"  # name of the average over structures
+
+
+@dataclass(slots=True)
+class CaseTable:
+    """Rows of cases.csv, and for classification the probabilities of each arm."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    probabilities: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def values(self, arm: str, metric: str, structure: str) -> tuple[np.ndarray, list[str], list[str]]:
+        """(values [N] with nan where excluded, statuses, subjects), cases in the table's order."""
+        chosen = [
+            row for row in self.rows
+            if (row["arm"], row["metric"], row["structure"]) == (arm, metric, structure)
+        ]  # fmt: skip
+        return (
+            np.array([row["value"] for row in chosen], dtype=float),
+            [row["status"] for row in chosen],
+            [row["subject"] for row in chosen],
+        )
+
+
+def arm_scores(task: Task, table: CaseTable, arm: str, split: str) -> list[dict[str, Any]]:
+    """Means with intervals; a segmentation also gets the average over its structures."""
+    rows: list[dict[str, Any]] = []
+    if isinstance(task, Classification):
+        labels, subjects = truth(task, split)
+        for metric in task.record.metrics:
+            found = bootstrap_metric(CLASSIFICATION[metric], labels, table.probabilities[arm], subjects)
+            rows.append({"metric": metric, "structure": "", "mean": found.mean, "low": found.low,
+                         "high": found.high, "n": len(labels), "excluded": 0, "replaced": 0})  # fmt: skip
+        return rows
+    structures = task.record.names[1:]
+    for metric in task.record.metrics:
+        for structure in structures:
+            values, statuses, subjects = table.values(arm, metric, structure)
+            found = summarise(values, statuses, subjects)
+            rows.append({"metric": metric, "structure": structure, "mean": found.mean, "low": found.low,
+                         "high": found.high, "n": found.n, "excluded": found.excluded,
+                         "replaced": found.replaced})  # fmt: skip
+        if len(structures) > 1:
+            own = [row for row in rows if row["metric"] == metric]
+            values, subjects = _by_structure(table, arm, metric, structures)
+            found = bootstrap_mean(values, subjects)
+            rows.append({"metric": metric, "structure": MEAN, "mean": found.mean, "low": found.low,
+                         "high": found.high, "n": len(values),
+                         "excluded": sum(row["excluded"] for row in own),
+                         "replaced": sum(row["replaced"] for row in own)})  # fmt: skip
+    return rows
+
+
+def comparisons(task: Task, table: CaseTable, split: str) -> list[dict[str, Any]]:
+    """Pretrained minus each baseline; `p` as tested, `p_holm` corrected over all rows of the run."""
+    rows: list[dict[str, Any]] = []
+    baselines = [arm for arm in task.config.arms if arm != "pretrained"]
+    for baseline in baselines:
+        for metric in task.record.metrics:
+            for structure, found in _differences(task, table, baseline, metric, split):
+                rows.append({"metric": metric, "structure": structure, "a": "pretrained", "b": baseline,
+                             "difference": found.difference, "low": found.low, "high": found.high,
+                             "p": found.p, "n": found.n, "patients": found.patients})  # fmt: skip
+    corrected = holm([row["p"] for row in rows]) if rows else []
+    for row, p in zip(rows, corrected, strict=True):
+        row["p_holm"] = float(p)
+    return rows
+
+
+def _differences(
+    task: Task, table: CaseTable, baseline: str, metric: str, split: str
+) -> Iterator[tuple[str, Difference]]:
+    """Yield (structure, Difference) of the pretrained arm and a baseline."""
+    if isinstance(task, Classification):
+        labels, subjects = truth(task, split)
+        a, b = table.probabilities["pretrained"], table.probabilities[baseline]
+        yield "", paired_metric_difference(CLASSIFICATION[metric], labels, a, b, subjects)
+        return
+    structures = task.record.names[1:]
+    for structure in structures:
+        a, _, subjects = table.values("pretrained", metric, structure)
+        b, _, _ = table.values(baseline, metric, structure)
+        if np.isfinite(a - b).any():
+            yield structure, paired_difference(a, b, subjects)
+    if len(structures) > 1:
+        a, subjects = _by_structure(table, "pretrained", metric, structures)
+        b, _ = _by_structure(table, baseline, metric, structures)
+        gaps = a - b
+        kept = np.isfinite(gaps).any(axis=1)
+        if kept.any():
+            means = np.array([np.nanmean(row) for row in gaps[kept]])
+            chosen = np.asarray(subjects)[kept]
+            yield MEAN, paired_difference(means, np.zeros_like(means), chosen)
+
+
+def _by_structure(
+    table: CaseTable, arm: str, metric: str, structures: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+    """Values [N, S] of all structures, nan where excluded, and the subject of each case."""
+    columns = [table.values(arm, metric, structure) for structure in structures]
+    return np.stack([values for values, _, _ in columns], axis=1), columns[0][2]
+
+
+def truth(task: Classification, split: str) -> tuple[np.ndarray, list[str]]:
+    cases = task.cases[split]
+    return np.array([case.label for case in cases]), [case.subject for case in cases]

@@ -1,0 +1,126 @@
+"""What a kind of task must say: its network, its training example, its loss, its score on validation.
+
+Examples are a pure function of (seed, position), so that all arms of a run see the same data in the same
+order and a resumed run continues exactly; loader processes never enter the order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from ...data.errors import ConfigError
+from ...data.normalise import intensity
+from ...pretrain.encoders.base import Encoder
+from ..config import FinetuneConfig
+from ..data import Case, TaskData
+from ..planner import Plan
+
+_SMOOTH = {2: "bilinear", 3: "trilinear"}
+
+
+class Task(ABC):
+    """One task record with its data and its plan. `split` maps a case key to train, val, test or unused."""
+
+    kind: str
+    criterion: str  # name of the validation score; higher is better
+
+    def __init__(self, config: FinetuneConfig, data: TaskData, plan: Plan, split: Mapping[str, str]) -> None:
+        self.config = config
+        self.record = config.task
+        self.data = data
+        self.plan = plan
+        self.cases: dict[str, list[Case]] = {"train": [], "val": [], "test": [], "unused": []}
+        for case in data.cases:
+            self.cases[split[case.key]].append(case)
+
+    @abstractmethod
+    def network(self, encoder: Encoder, *, linear: bool) -> nn.Module:
+        """Encoder and head; the module has the attribute `encoder`."""
+
+    @abstractmethod
+    def example(self, position: int) -> dict[str, Tensor]:
+        """Training example number `position` (the same in every arm), without a batch axis."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Training loss of a batch on the device; augments it there."""
+
+    @abstractmethod
+    def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
+        """Scores on the validation cases; holds `criterion`."""
+
+    def batches(self, start: int, steps: int, workers: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of steps start .. steps - 1."""
+        size = self.plan.batch
+        sampler = [list(range(step * size, (step + 1) * size)) for step in range(start, steps)]
+        loader = DataLoader(
+            _Examples(self),
+            batch_sampler=sampler,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available() and workers > 0,
+            prefetch_factor=2 if workers else None,
+        )
+        return iter(loader)
+
+    def case_at(self, position: int) -> Case:
+        """The training case of a position: epoch after epoch, each in a drawn order."""
+        cases = self.cases["train"]
+        epoch, index = divmod(position, len(cases))
+        return cases[_permutation(self.config.seed, epoch, len(cases))[index]]
+
+    def normalised(self, case: Case, pixels: np.ndarray) -> np.ndarray:
+        """[C, *spatial] in native units -> float32 [plan.channels, *spatial], by the rule of pretraining."""
+        scaled = intensity(case.meta).apply(pixels)
+        if scaled.shape[0] == self.plan.channels:
+            return scaled
+        if scaled.shape[0] != 1:
+            raise ConfigError(
+                f"{case.key}: {scaled.shape[0]} channels, the network takes {self.plan.channels}: "
+                "give an encoder with that many channels"
+            )
+        return np.repeat(scaled, self.plan.channels, axis=0)
+
+    def padding(self, case: Case) -> float:
+        """What lies outside an image: its darkest value, normalised."""
+        rule = intensity(case.meta)
+        return float(np.min((rule.low - rule.mean) / rule.std))
+
+
+class _Examples(Dataset):
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        return self.task.example(position)
+
+    def __len__(self) -> int:
+        return 2**62  # positions have no end; the batch sampler decides
+
+
+def resized(x: np.ndarray, size: Sequence[int], *, smooth: bool = True) -> np.ndarray:
+    """[C, *spatial] at another size: linear (antialiased in 2D), or nearest for label maps."""
+    if tuple(x.shape[1:]) == tuple(size):
+        return x
+    tensor = torch.from_numpy(np.ascontiguousarray(x))[None]
+    if not smooth:
+        values = functional.interpolate(tensor.to(torch.float32), size=tuple(size), mode="nearest-exact")
+        return values[0].numpy().astype(x.dtype)
+    mode = _SMOOTH[x.ndim - 1]
+    options: dict[str, Any] = {"antialias": True} if x.ndim == 3 else {}
+    return functional.interpolate(
+        tensor.to(torch.float32), size=tuple(size), mode=mode, align_corners=False, **options
+    )[0].numpy()
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, count]).permutation(count)
