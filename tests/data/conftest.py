@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from medloom.data.sample import Sample
@@ -140,3 +142,73 @@ def flip() -> Callable[[Path, int], None]:
         path.write_bytes(data)
 
     return flip_bit
+
+
+NAME = "Mustermann"
+
+
+def write_collection(folder: Path, *, volumes: int = 6, pictures: int = 10, held_out: str = "[]") -> Path:
+    """Volumes with masks and splits, PNG and JPEG pictures by class, a person's name in all paths; gives the YAML."""
+    generator = np.random.default_rng(0)
+    ct, derm = folder / "ct", folder / "derm"
+    ct.mkdir(parents=True)
+    derm.mkdir()
+    rows = ["path,mask,subject,split"]
+    for number in range(volumes):
+        volume = generator.normal(-900, 30, (24, 22, 20)).astype(np.int16)
+        volume[6:18, 5:17, 4:16] = 40 + number
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), ct / f"{NAME}_{number}.nii.gz")
+        label = (volume > 0).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), ct / f"{NAME}_{number}_seg.nii.gz")
+        split = "test" if number >= volumes - 2 else "train"
+        name = f"{NAME}_{number}"
+        rows.append(f"{name}.nii.gz,{name}_seg.nii.gz,{NAME}{number // 2},{split}")
+    (ct / "manifest.csv").write_text("\n".join(rows) + "\n")
+    rows = ["path,label,subject,split"]
+    for number in range(pictures):
+        pixels = generator.integers(0, 255, (48, 40, 3), np.uint8)
+        name = f"{NAME}-{number}.{'png' if number % 2 else 'jpg'}"
+        Pillow.fromarray(pixels).save(derm / name)
+        rows.append(f"{name},{'ab'[number % 2]},{NAME}{number // 2},train")
+    (derm / "manifest.csv").write_text("\n".join(rows) + "\n")
+    path = folder / "collection.yaml"
+    path.write_text(
+        textwrap.dedent(f"""
+        name: small
+        salt: a-salt-for-tests
+        held_out: {held_out}
+        sources:
+          - dataset: ct
+            layout: table
+            root: ct
+            modality: ct
+            organ: chest
+            licence: CC0-1.0
+            mask_classes: {{1: box}}
+            options: {{mask: mask, subject: subject, split: split}}
+          - dataset: derm
+            layout: table
+            root: derm
+            modality: dermoscopy
+            organ: skin
+            licence: CC-BY-4.0
+            options: {{label: label, subject: subject, split: split}}
+        """)
+    )
+    return path
+
+
+@pytest.fixture
+def make_collection() -> Callable[..., Path]:
+    """`make_collection(folder, held_out="[]")` writes a small collection and gives its YAML."""
+    return write_collection
+
+
+@pytest.fixture
+def files_of() -> Callable[[Path], dict[str, bytes]]:
+    """Relative name -> bytes of every file below a folder."""
+
+    def read_all(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    return read_all
