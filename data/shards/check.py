@@ -24,6 +24,7 @@ from .format import checksum
 from .index import Index
 from .manifest import Manifest, ShardEntry, SourceEntry
 
+MEND = "delete it and run the build again, or copy it again"
 MOST_NAMED = 20  # damaged members listed one by one in a shard
 
 
@@ -87,7 +88,7 @@ def _strays(folder: Path, manifest: Manifest) -> Iterator[Fault]:
 def _check_shard(tar: Path, entry: ShardEntry, source: SourceEntry, keys: Counter[int]) -> list[Fault]:
     """Faults of one shard; adds the key hashes of its samples to `keys`."""
     if not tar.is_file():
-        return [Fault(entry.file, "", "is missing; copy it again, or run the build again")]
+        return [Fault(entry.file, "", "is missing; run the build again, or copy it again")]
     faults: list[Fault] = []
     index = None
     try:
@@ -97,9 +98,9 @@ def _check_shard(tar: Path, entry: ShardEntry, source: SourceEntry, keys: Counte
     size = tar.stat().st_size
     sound = size == entry.bytes and indexing.file_sha256(tar) == entry.sha256
     if not sound:
-        reason = "differs from what was written (sha256); copy it again, or run the build again"
+        reason = f"differs from what was written (sha256); {MEND}"
         if size != entry.bytes:
-            reason = f"has {size} bytes, {entry.bytes} were written; copy it again, or run the build again"
+            reason = f"has {size} bytes, {entry.bytes} were written; {MEND}"
         hits = [] if index is None else list(_damaged(tar, index))
         faults += hits[:MOST_NAMED] or [Fault(entry.file, "", reason)]
         if len(hits) > MOST_NAMED:

@@ -44,6 +44,8 @@ THINNEST_BLOCK = 4  # voxels across the thickest slices
 TILED_ABOVE_PIXELS = 1024 * 1024  # lossless pictures of more pixels, or of more than 8 bit, are tiled
 SMALLEST_LEVEL = 256  # the last level is the first whose longer side is at most this
 
+DAMAGED = "the shard is damaged: delete it and run the build again, or copy it again"
+
 SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
 
 

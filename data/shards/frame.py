@@ -17,7 +17,7 @@ import blosc2
 import numpy as np
 
 from ..errors import ShardError
-from .format import checksum
+from .format import DAMAGED, checksum
 from .index import Index, read_exactly
 
 # Chunks closer than this in the file are fetched in one read: a seek costs more than the bytes between.
@@ -89,7 +89,7 @@ def _fetch(
         for number, offset, size, expected in wanted[position : last + 1]:
             data = view[offset - low : offset - low + size]
             if checksum(data) != expected:
-                raise ShardError(f"chunk {number} at byte {start + offset} fails its checksum")
+                raise ShardError(f"chunk {number} at byte {start + offset} fails its checksum; {DAMAGED}")
             fetched.append((number, bytes(data)))
         position = last + 1
     return fetched

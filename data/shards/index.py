@@ -22,7 +22,7 @@ import numpy as np
 from ..atomic import write_bytes
 from ..errors import ShardError
 from ..sample import MODALITIES, Modality
-from .format import KIND_IMAGE, KIND_JSON, KIND_MASK, checksum, split_name
+from .format import DAMAGED, KIND_IMAGE, KIND_JSON, KIND_MASK, checksum, split_name
 
 MAGIC = b"medloomX"
 INDEX_VERSION = 1
@@ -224,6 +224,8 @@ def read_exactly(descriptor: int, size: int, offset: int) -> bytes:
     while len(data) < size:
         more = os.pread(descriptor, size - len(data), offset + len(data))
         if not more:
-            raise ShardError(f"the file ends at byte {offset + len(data)}, expected {offset + size}")
+            raise ShardError(
+                f"the file ends at byte {offset + len(data)}, expected {offset + size}; {DAMAGED}"
+            )
         data += more
     return data

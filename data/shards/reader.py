@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import ShardError
 from ..sample import Sample
 from . import index as indexing
-from .format import KIND_IMAGE, KIND_JPEG, KIND_JSON, KIND_MASK, checksum, single_threaded
+from .format import DAMAGED, KIND_IMAGE, KIND_JPEG, KIND_JSON, KIND_MASK, checksum, single_threaded
 from .frame import read_box
 from .index import Index, key_hash, read_exactly
 from .manifest import Manifest, SourceEntry
@@ -231,7 +231,7 @@ class Shards:
         with self._naming(handle, member):
             data = read_exactly(handle.descriptor, int(member["size"]), int(member["offset"]))
             if checksum(data) != int(member["crc"]):
-                raise ShardError("checksum differs")
+                raise ShardError(f"checksum differs; {DAMAGED}")
             return data
 
     def _array(

@@ -148,7 +148,7 @@ NAME = "Mustermann"
 
 
 def write_collection(folder: Path, *, volumes: int = 6, pictures: int = 10, held_out: str = "[]") -> Path:
-    """Volumes with masks and splits, PNG and JPEG pictures by class, a person's name in all paths; gives the YAML."""
+    """Volumes with masks and splits, PNG and JPEG pictures by class, a person's name in all paths."""
     generator = np.random.default_rng(0)
     ct, derm = folder / "ct", folder / "derm"
     ct.mkdir(parents=True)
