@@ -3,9 +3,9 @@
 Scans of one patient resemble each other, so patients are what is drawn: a draw takes as many patients as
 there are, with replacement, and every scan of a drawn patient comes along (cluster bootstrap). Drawing
 scans instead makes intervals too narrow: on 40 patients with four scans each, 95 % intervals held the truth
-in 66 % of trials. Two things are bootstrapped: means of per-case values, and metrics of a whole set (AUC).
-Either way a draw is a row of integer weights, so 10,000 draws are a few matrix products (0.1 s for 200
-patients).
+in 69 % of 1,000 trials, against 93 % by patient. Two things are bootstrapped: means of per-case values, and
+metrics of a whole set (AUC). Either way a draw is a row of integer weights, so 10,000 draws are a few matrix
+products (0.02 s for a mean over 200 patients, 0.07 s for an AUC).
 
 Price: the intervals are plain percentiles, a little narrow below about 15 patients; with one patient there
 is no interval, and nan says so. P-values of differences use one value a patient, the mean over the
@@ -151,18 +151,21 @@ def paired_difference(
     """Mean of a - b over the same cases, interval over patients, Wilcoxon signed-rank p over patients.
 
     Args:
-        a, b: [N] per-case values of two arms in the same order; a case with nan in either is left out.
+        a, b: [N] per-case values of two arms in the same order, or [N, S] for the average over S structures;
+            what is nan in either is left out.
 
     Raises:
-        ValueError: lengths differ or no case is left.
+        ValueError: shapes differ or there is no case.
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape or a.ndim != 1:
+    if a.shape != b.shape or a.ndim not in (1, 2):
         raise ValueError(f"paired values differ in shape: {a.shape} and {b.shape}")
-    gaps = a - b
-    kept = ~np.isnan(gaps)
+    gaps = (a - b).reshape(len(a), -1)
     interval = bootstrap_mean(gaps, clusters, n, seed, level=level)
-    each = patient_means(gaps[kept], np.asarray(clusters)[kept])
+    kept = ~np.isnan(gaps).all(axis=1)
+    each = np.zeros(0)
+    if kept.any():
+        each = patient_means(np.nanmean(gaps[kept], axis=1), np.asarray(clusters)[kept])
     return Difference(
         interval.mean, interval.low, interval.high, wilcoxon(each), n=int(kept.sum()), patients=len(each)
     )
