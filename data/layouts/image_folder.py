@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..errors import CollectionError
 from ..sample import Record
@@ -59,7 +59,7 @@ def scan(
     pattern = subject_pattern(options.subject_pattern)
     images, masks = _sort_out(root, source, options)
     for name, path in counted(images, source.dataset, progress):
-        folders = PurePosixPath(name).parts[:-1]
+        folders = name.split("/")[:-1]
         split = None
         if options.split_folders:
             if not folders:
@@ -70,7 +70,7 @@ def scan(
             except CollectionError as error:
                 raise CollectionError(f"{root / folders[0]}: {error}; or set split_folders: false") from error
             folders = folders[1:]
-        own_masks = masks.get(_without_suffix(name), [])
+        own_masks = masks.get(_without_suffix(name), []) if masks else []
         found = pattern.search(name) if pattern else None
         reason = readable(path)
         if reason is None and len(own_masks) > 1:
@@ -111,19 +111,22 @@ def _sort_out(
         if not has_suffix(name, suffixes):
             ignored[path.suffix.lower() or "no suffix"] += 1
             continue
-        stem = stem_of(name)
-        if tail is not None and (end := tail.search(stem)):
-            masks[str(PurePosixPath(name).with_name(stem[: end.start()]))].append(path)
+        stem = stem_of(name) if tail else ""
+        if tail and (end := tail.search(stem)):
+            masks[_folder(name) + stem[: end.start()]].append(path)
         else:
             images.append((name, path))
     if ignored:
         listing = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
         logger.info("%s: files left out, no image suffix: %s", source.dataset, listing)
-    orphans = len(masks.keys() - {_without_suffix(name) for name, _ in images})
-    if orphans:
+    if masks and (orphans := len(masks.keys() - {_without_suffix(name) for name, _ in images})):
         logger.warning("%s: %d masks belong to no image", source.dataset, orphans)
     return images, masks
 
 
 def _without_suffix(name: str) -> str:
-    return str(PurePosixPath(name).with_name(stem_of(name) or PurePosixPath(name).name))
+    return _folder(name) + stem_of(name)
+
+
+def _folder(name: str) -> str:
+    return name[: name.rfind("/") + 1]

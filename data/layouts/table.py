@@ -90,7 +90,7 @@ def _item(root: Path, source: Source, options: Options, row: dict[str, Any]) -> 
         if not text:
             raise CollectionError(f"row {row['']}: no path ({options.path} is empty)")
         path = root / text
-        name = source.relative(Path(posixpath.normpath(path.as_posix())))
+        name = posixpath.normpath(source.relative(path) if text.startswith("/") else text)
         row = row | _from_path(options, text)
         mask_text = _fill(options.mask, row) if options.mask else ""
         mask = root / mask_text if mask_text else None
