@@ -226,6 +226,8 @@ def _grid(values: Sequence[float], scale: _Scale, left: float, right: float) -> 
 def _x_axis(values: Sequence[float], scale: _Scale, floor: float, label: str) -> list[str]:
     parts = []
     for position, value in enumerate(values):
+        if position and scale(value) - scale(values[0]) < 12 + 6.6 * len(f"{label} 0"):
+            continue  # would touch the first label
         name = f"{label} 0" if position == 0 else number(value, 0)
         anchor = "start" if position == 0 else "middle"
         place = f'x="{scale(value):.1f}" y="{floor + 18}" text-anchor="{anchor}"'

@@ -10,10 +10,18 @@ from .charts import Series, line_chart, number
 from .report_inputs import Evaluation, PretrainRun, finite
 from .report_sections import flat, pairs_table, section, shown, table
 
-# Charts in reading order: key of metrics.jsonl, title, what to read from it, digits.
+# Charts in reading order: title, digits, then keys of metrics.jsonl with what to read from them; the first key
+# that a run has is drawn. RankMe of a batch is bounded by its size, so the probe's is preferred.
 _CURVES = (
-    ("loss", "Loss", "mean since the row before", 3),
-    ("rankme", "Effective rank", "RankMe of one batch; collapse shows as a fall towards 1", 1),
+    ("Loss", 3, {"loss": "mean since the row before"}),
+    (
+        "Effective rank",
+        1,
+        {
+            "probe/rankme": "RankMe of the probe's images; collapse shows as a fall towards 1",
+            "rankme": "RankMe of one batch; collapse shows as a fall towards 1",
+        },
+    ),
 )
 _PANELS = {
     "reconstruction": (
@@ -33,8 +41,8 @@ def training(runs: Sequence[PretrainRun]) -> str:
     """Curves and pictures of every run."""
     parts = []
     for run in runs:
-        figures = "".join(_curve(run, key, title, note, digits) for key, title, note, digits in _CURVES)
-        probes = sorted({key for row in run.rows for key in row if key.startswith("probe/")})
+        figures = "".join(_curve(run, title, digits, keys) for title, digits, keys in _CURVES)
+        probes = sorted({key for row in run.rows for key in row if key.startswith("probe/knn_")})
         figures = _probe_chart(run, probes) + figures
         panels = "".join(
             _panel(run, kind, step, uri) for kind, step, uri in sorted(run.panels, key=_panel_order)
@@ -69,16 +77,21 @@ def environment(evaluations: Sequence[Evaluation], runs: Sequence[PretrainRun]) 
     parts = []
     for run in runs:
         rows = flat({k: v for k, v in run.environment.items() if k not in ("command", "commands")})
-        inside = pairs_table(f"Environment of {run.name}", rows) + _commands(run.environment)
+        inside = pairs_table(f"Environment of {run.name}", rows)
         if run.config:
-            inside += f"<h3>Configuration</h3><pre>{escape(shown(run.config))}</pre>"
+            inside += _commands(
+                run.environment, [f"medloom pretrain {run.name}.yaml data.shards=SHARDS out=RUN"]
+            )
+            inside += f"<p>{escape(run.name)}.yaml:</p><pre>{escape(shown(run.config))}</pre>"
+        elif inside:
+            inside += _commands(run.environment, [])
         parts.append(_fold(f"Pretraining run {run.name}", inside))
     for evaluation in evaluations:
         found = evaluation.summary.get("environment")
         found = found if isinstance(found, dict) else {}
         rows = flat({k: v for k, v in found.items() if k not in ("command", "commands")})
         inside = pairs_table(f"Environment of {evaluation.task}", rows)
-        inside += _commands(found) or _commands(evaluation.summary)
+        inside += _commands(found, _again(evaluation)) if inside else ""
         parts.append(_fold(f"Evaluation of {evaluation.task} ({evaluation.protocol})", inside))
     return section("environment", "How to make this again", "", "".join(parts))
 
@@ -89,17 +102,19 @@ def last(run: PretrainRun, key: str) -> float:
     return next((v for v in reversed(values) if v == v), float("nan"))
 
 
-def _curve(run: PretrainRun, key: str, title: str, note: str, digits: int) -> str:
+def _curve(run: PretrainRun, title: str, digits: int, keys: dict[str, str]) -> str:
+    key = next((key for key in keys if any(key in row for row in run.rows)), "")
     x = [finite(row.get("step")) for row in run.rows]
     series = Series("", x, [finite(row.get(key)) for row in run.rows])
-    chart = line_chart([series], label=f"{run.name}, {title}", digits=digits)
-    return _figure(title, note, chart)
+    return _figure(
+        title, keys.get(key, ""), line_chart([series], label=f"{run.name}, {title}", digits=digits)
+    )
 
 
 def _probe_chart(run: PretrainRun, probes: Sequence[str]) -> str:
     """All probes in one chart, at most five of them, each named by what follows `probe/knn_`."""
     x = [finite(row.get("step")) for row in run.rows]
-    names = [name.removeprefix("probe/").removeprefix("knn_") for name in probes[:5]]
+    names = [key.removeprefix("probe/knn_") for key in probes[:5]]
     series = [
         Series(name if len(probes) > 1 else "", x, [finite(r.get(key)) for r in run.rows], f"series-{i}")
         for i, (key, name) in enumerate(zip(probes, names, strict=False))
@@ -189,10 +204,20 @@ def _rule(rule: Any) -> str:
     return f"{rule.get('dataset')} ({', '.join(splits)})" if splits else str(rule.get("dataset"))
 
 
-def _commands(found: dict[str, Any]) -> str:
-    commands = found.get("commands") or found.get("command") or []
+def _commands(found: dict[str, Any], otherwise: Sequence[str]) -> str:
+    """The recorded commands, or those that follow from what was recorded; capitals stand for own folders."""
+    commands = found.get("commands") or found.get("command") or otherwise
     commands = [commands] if isinstance(commands, str) else commands
     return f"<pre>{escape(shown(chr(10).join(str(c) for c in commands)))}</pre>" if commands else ""
+
+
+def _again(evaluation: Evaluation) -> list[str]:
+    summary = evaluation.summary
+    settings = " ".join(
+        f"{key}={summary[key]}" for key in ("seed", "fraction", "steps") if summary.get(key) is not None
+    )
+    tune = f"medloom finetune {evaluation.task} --encoder ENCODER --protocol {evaluation.protocol} {settings}"
+    return [f"{tune.rstrip()} --out RUN", f"medloom evaluate RUN --split {summary.get('split', 'test')}"]
 
 
 def _fold(title: str, inside: str) -> str:

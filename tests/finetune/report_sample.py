@@ -51,6 +51,7 @@ def pretrain_run(folder: Path, *, steps: int = 1200, seed: int = 0) -> Path:
         if step % 100 == 1:
             for name, gain in (("fundus", 0.25), ("us_breast", 0.14), ("derm", 0.08)):
                 row[f"probe/knn_{name}"] = 0.5 + gain * done**0.5 + 0.01 * rng.standard_normal()
+            row["probe/rankme"] = 3 * row["rankme"]
         rows.append(row)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = [

@@ -185,6 +185,17 @@ def test_page_names_no_person_and_no_folder(made: tuple[Path, str]) -> None:
     assert "medloom pretrain phantom-mae-2d out=vit" in made[1]
 
 
+def test_page_says_how_to_make_it_again(tmp_path: Path) -> None:
+    cls = sample.classification(tmp_path / "cls", split="val", fraction=0.5, steps=300)
+    run = sample.pretrain_run(tmp_path / "vit")
+    (run / "env.json").write_text('{"python": "3.11.9"}')
+    text = Page(write_report(tmp_path / "r.html", evaluations=[cls], pretrain_runs=[run]).read_text()).text
+    assert "medloom pretrain vit.yaml data.shards=SHARDS out=RUN" in text
+    assert "crop: [64, 64]" in text
+    assert "medloom finetune phantom_ultrasound --encoder ENCODER --protocol linear fraction=0.5" in text
+    assert "medloom evaluate RUN --split val" in text
+
+
 def test_every_score_difference_and_count_is_on_the_page(made: tuple[Path, str]) -> None:
     folder, html = made
     text = Page(html).text
@@ -209,6 +220,17 @@ def test_every_score_difference_and_count_is_on_the_page(made: tuple[Path, str])
 def test_only_the_latest_panel_of_each_kind_is_shown(made: tuple[Path, str]) -> None:
     assert made[1].count("at step 1,200") == 2
     assert "at step 1:" not in made[1]
+
+
+def test_curves_show_loss_probes_and_the_rank_of_the_probe(made: tuple[Path, str]) -> None:
+    labels = [svg["aria-label"] or "" for svg in Page(made[1]).all("svg") if svg["class"] == "chart"]
+    told = {label.split(":")[0]: label for label in labels if label.startswith("vit")}
+    assert list(told) == ["vit, Probes", "vit, Loss", "vit, Effective rank"]
+    assert all(name in told["vit, Probes"] for name in ("derm from", "fundus from", "us_breast from"))
+    assert "rankme" not in told["vit, Probes"]
+    rows = [json.loads(line) for line in (made[0] / "vit" / "metrics.jsonl").read_text().splitlines()]
+    last = [row["probe/rankme"] for row in rows if "probe/rankme" in row][-1]
+    assert f"to {last:.1f} at step 1101" in told["vit, Effective rank"]
 
 
 def test_same_files_give_the_same_bytes(made: tuple[Path, str]) -> None:
