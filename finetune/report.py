@@ -50,9 +50,9 @@ def render(inputs: Inputs, title: str) -> str:
     sentences = verdict(inputs.evaluations)
     limits = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences[1:])
     sections = [
-        _missing(inputs.missing),
         results(inputs.evaluations),
         leakage(inputs.evaluations),
+        _missing(inputs.missing),
         cases(inputs.evaluations),
         worst(inputs.evaluations),
         training(inputs.runs),

@@ -144,7 +144,8 @@ def _worst_figure(evaluation: Evaluation, row: dict[str, Any]) -> str:
     arm, key = str(row.get("arm", "")), str(row.get("case", ""))
     told = " ".join(part for part in (structure, _label(metric), value) if part)
     if row.get("truth"):
-        told = f"{row['truth']}, called {row.get('prediction', '–')} ({value} for {row['truth']})"
+        chance = "under 0.001" if finite(row.get("value")) < 0.001 else value
+        told = f"{row['truth']}, called {row.get('prediction', '–')} ({chance} for {row['truth']})"
     alt = escape(f"{evaluation.task}, case {key}, {arm}: {told}", quote=True)
     image = f'<img src="{row["picture"]}" alt="{alt}">' if row.get("picture") else ""
     return (

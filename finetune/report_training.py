@@ -10,8 +10,8 @@ from .charts import Series, line_chart, number
 from .report_inputs import Evaluation, PretrainRun, finite
 from .report_sections import flat, pairs_table, section, shown, table
 
-# Charts in reading order: title, digits, then keys of metrics.jsonl with what to read from them; the first key
-# that a run has is drawn. RankMe of a batch is bounded by its size, so the probe's is preferred.
+# Charts in reading order: title, digits, then keys of metrics.jsonl with what to read from them; the first
+# that a run has is drawn. RankMe of a batch is bounded by its size, so the rank of the probe is preferred.
 _CURVES = (
     ("Loss", 3, {"loss": "mean since the row before"}),
     (
