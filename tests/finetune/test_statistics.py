@@ -153,6 +153,14 @@ def test_paired_difference_leaves_out_cases_excluded_on_either_side() -> None:
     assert (result.difference, result.n, result.patients) == (2.0, 2, 2)
 
 
+def test_paired_difference_averages_structures_after_cases() -> None:
+    """Gaps of 1 in three cases of one structure and of 4 in one case of the other: 2.5, tested by patient."""
+    a = np.array([[1.0, 4.0], [1.0, np.nan], [1.0, np.nan], [np.nan, np.nan]])
+    result = paired_difference(a, np.zeros((4, 2)), ["a", "b", "c", "d"], n=500)
+    assert (result.difference, result.n, result.patients) == (2.5, 3, 3)
+    assert result.p == wilcoxon(np.array([2.5, 1.0, 1.0]))
+
+
 def test_equal_arms_have_no_difference() -> None:
     values = np.random.default_rng(8).random(12)
     same = paired_difference(values, values + 1e-16, np.arange(12))
