@@ -27,16 +27,15 @@ class Torso:
     labels: np.ndarray  # uint8 [D, H, W]: 0, LIVER, LESION
     spacing: tuple[float, float, float]  # mm (D, H, W)
     fine: np.ndarray  # float32 [2D, 2H, 2W], without noise: what a projection integrates
-    opacity: bool  # whether a lung holds a consolidation or a nodule
 
 
-def torso(rng: np.random.Generator, size: int, *, lesions: bool) -> Torso:
+def torso(rng: np.random.Generator, size: int, *, opacity: bool) -> Torso:
     """Draw one torso.
 
     Args:
         rng: generator of everything.
         size: voxels across; depth is 7/8 of it.
-        lesions: whether the liver may hold lesions (about one in six then still holds none).
+        opacity: whether a lung holds a consolidation or a mass.
     """
     build = rng.uniform(0.9, 1.06)
     shape = (2 * (size * 7 // 8), 2 * size, 2 * size)
@@ -45,8 +44,8 @@ def torso(rng: np.random.Generator, size: int, *, lesions: bool) -> Torso:
     volume = np.full(shape, AIR, np.float32)
     wall, dome = _wall(rng, space, volume)
     inner = wall < 1
-    opacity = _lungs(rng, space, volume, wall < 0.97, dome)
-    labels = _liver(rng, space, volume, inner, dome, lesions=lesions)
+    _lungs(rng, space, volume, wall < 0.97, dome, opacity=opacity)
+    labels = _liver(rng, space, volume, inner, dome)
     _abdomen(rng, space, volume, labels, inner & (space.z < dome))
     _bones(rng, space, volume, wall)
     _couch(space, volume)
@@ -61,7 +60,6 @@ def torso(rng: np.random.Generator, size: int, *, lesions: bool) -> Torso:
         labels=mask,
         spacing=tuple(round(2 * step, 4) for step in spacing),  # type: ignore[arg-type]
         fine=volume,
-        opacity=opacity,
     )
 
 
@@ -115,12 +113,17 @@ def _wall(rng: np.random.Generator, space: Space, volume: np.ndarray) -> tuple[n
 
 
 def _lungs(
-    rng: np.random.Generator, space: Space, volume: np.ndarray, inner: np.ndarray, dome: np.ndarray
-) -> bool:
-    """Lungs with vessels, heart, great vessels and airways. Returns whether there is an opacity."""
+    rng: np.random.Generator,
+    space: Space,
+    volume: np.ndarray,
+    inner: np.ndarray,
+    dome: np.ndarray,
+    *,
+    opacity: bool,
+) -> None:
+    """Lungs with vessels, heart, great vessels and airways."""
     branches = np.abs(smooth(rng, space.shape, (26, 30, 30)))
     texture = LUNG + 25 * smooth(rng, space.shape, 14) - 40 * np.clip(space.y / 90, -1, 1)
-    opacity = bool(rng.random() < 0.5)
     sick = rng.choice([-1, 1])
     for side in (-1, 1):
         centre = (50.0, -2.0, side * 76.0)
@@ -135,7 +138,6 @@ def _lungs(
         if opacity and side == sick:
             _opacity(rng, space, volume, lung, box, side)
     _heart(rng, space, volume)
-    return opacity
 
 
 def _opacity(
@@ -183,15 +185,9 @@ def _heart(rng: np.random.Generator, space: Space, volume: np.ndarray) -> None:
 
 
 def _liver(
-    rng: np.random.Generator,
-    space: Space,
-    volume: np.ndarray,
-    inner: np.ndarray,
-    dome: np.ndarray,
-    *,
-    lesions: bool,
+    rng: np.random.Generator, space: Space, volume: np.ndarray, inner: np.ndarray, dome: np.ndarray
 ) -> np.ndarray:
-    """Liver, its vessels and its lesions. Returns uint8 labels on the fine grid."""
+    """Liver, its vessels and one to four lesions (one liver in six has none). Returns uint8 labels."""
     labels = np.zeros(space.shape, np.uint8)
     rough = 0.07 * smooth(rng, space.shape, 6)
     box, level = space.ellipsoid((-42, 6, 62), (78, 92, 104), rough=rough)
@@ -203,7 +199,7 @@ def _liver(
     vessels &= np.abs(smooth(rng, space.shape, (9, 10, 10))[box]) < 0.5
     volume[box][vessels] += 48
     labels[box][liver] = LIVER
-    count = 0 if not lesions or rng.random() < 0.16 else int(rng.integers(1, 5))
+    count = 0 if rng.random() < 0.16 else int(rng.integers(1, 5))
     inside = np.argwhere(liver[::3, ::3, ::3]) * 3
     if count and not len(inside):
         return labels

@@ -128,14 +128,15 @@ def _torsos(plan: _Plan) -> Iterator[None]:
     scans: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
     for subject in range(plan.subjects):
-        body = phantom_torso.torso(plan.generator("phantom_ct", subject), plan.size, lesions=True)
+        sick = subject % 2 == 1
+        body = phantom_torso.torso(plan.generator("phantom_ct", subject), plan.size, opacity=sick)
         scan = f"images/phantom_ct_{subject:03d}.nii.gz"
         # Stored as older converters do: unsigned with an intercept.
         files.write_nifti(plan.out / "phantom_ct" / scan, body.hounsfield, body.spacing, intercept=-1024)
         picture = f"images/phantom_xray_{subject:03d}.png"
         shadow = phantom_torso.radiograph(plan.generator("phantom_xray", subject), body, 4 * plan.size)
         files.write_picture(plan.out / "phantom_xray" / picture, shadow)
-        label = "opacity" if body.opacity else "clear"
+        label = "opacity" if sick else "clear"
         scans.append({"path": scan, "subject": f"{subject:03d}"})
         pictures.append({"path": picture, "subject": f"{subject:03d}", "label": label})
         yield
@@ -154,7 +155,7 @@ def _ct_seg(plan: _Plan) -> Iterator[None]:
     """Other torsos, with label maps, as the Medical Segmentation Decathlon lays them out."""
     dataset, cases = "phantom_ct_seg", []
     for subject in range(plan.subjects):
-        body = phantom_torso.torso(plan.generator(dataset, subject), plan.size, lesions=True)
+        body = phantom_torso.torso(plan.generator(dataset, subject), plan.size, opacity=subject % 3 == 0)
         case = f"{dataset}_{subject:03d}"
         files.write_nifti(plan.out / dataset / "imagesTr" / f"{case}.nii.gz", body.hounsfield, body.spacing)
         files.write_nifti(plan.out / dataset / "labelsTr" / f"{case}.nii.gz", body.labels, body.spacing)
