@@ -52,6 +52,8 @@ FAILURES = "failures.jsonl"
 EXCLUDED = "excluded.jsonl"
 SHARD_BYTES = 256 << 20
 
+HELD_OUT = "held-out."  # prefix of the units that are only hashed
+
 BY_COLLECTION = "excluded by the collection"
 BY_RULE = "held out by rule"
 
@@ -81,7 +83,7 @@ def build(
     Args:
         workers: processes; 1 works in this one. The result does not depend on it.
         shard_bytes: source bytes that go into one shard.
-        progress: called with (records done, all records, name of the unit).
+        progress: called with (records done, all records, "stage | detail").
         keep_held_out: True stores held-out images too (shards of a task, never for pretraining).
 
     Raises:
@@ -115,7 +117,7 @@ def _build(
     held = HeldOutSets()
     hashing: list[tuple[Unit, Receipt]] = []
     if not keep and found.held_out:
-        units = plan(found.held_out, shard_bytes=size, salt=salt, prefix="held-out.")
+        units = plan(found.held_out, shard_bytes=size, salt=salt, prefix=HELD_OUT)
         hashing = _run(units, out, salt, held, workers, progress)
         subjects = ((r.dataset, subject_key(salt, r.dataset, r.subject)) for _, r in found.held_out)
         contents = (value for _, receipt in hashing for value in receipt.hashes)
@@ -153,14 +155,15 @@ def _run(
     if todo and (out / MANIFEST).exists():
         log.warning("%s: %d of %d units changed since the last build", out, len(todo), len(units))
         (out / MANIFEST).unlink()  # until the build is finished again, the folder is not for reading
+    stage = "hash held-out images" if units and units[0].name.startswith(HELD_OUT) else "store images"
     total = sum(len(unit.records) for unit in units)
     done = total - sum(len(unit.records) for unit in todo)
 
     def tell(records: int, name: str) -> None:
         if progress is not None:
-            progress(done + records, total, name)
+            progress(done + records, total, f"{stage} | {name}")
 
-    tell(0, "units")
+    tell(0, "")
     for receipt in run_all(todo, out, salt, held, workers=workers, tell=tell):
         receipts[receipt.unit] = receipt
     return [(unit, receipt) for unit in units if (receipt := receipts[unit.name]) is not None]

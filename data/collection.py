@@ -206,7 +206,7 @@ def source_of_config(config: SourceConfig, root: Path, where: str) -> Source:
 def scan(collection: Collection, progress: Progress | None = None) -> Scan:
     """List everything in the collection; opens no pixels, and the same files give the same Scan.
 
-    `progress(done, total, dataset)` counts within the source being scanned.
+    `progress(done, total, "scan | dataset")` counts within the source being scanned.
 
     Raises:
         CollectionError: a source holds nothing or nothing usable, a subject is in two splits of a dataset, a

@@ -84,7 +84,7 @@ def _run_in_processes(
             done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
             for future in done:
                 yield future.result()
-            tell(counter.value, f"{len(waiting)} units to go")
+            tell(counter.value, f"{len(waiting)} of {len(units)} units to go")
     except BrokenProcessPool as error:
         raise ShardError(
             f"{out}: a worker process was killed, as a rule for want of memory; run the same command again "

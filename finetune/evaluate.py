@@ -170,7 +170,7 @@ def _segment(
         for row in found:
             table.rows.append(_row(task, arm, case, row.structure, row.metric, row.value, row.status))
         if progress:
-            progress(done, len(cases), f"{task.record.name} {arm} on {split}")
+            progress(done, len(cases), f"score {task.record.name} | {arm}")
 
 
 def _classify(
@@ -191,7 +191,7 @@ def _classify(
         table.rows.append(_row(task, arm, case, "", "correct", right, "ok"))
         table.rows.append(_row(task, arm, case, "", "probability", float(row[case.label]), "ok"))
     if progress:
-        progress(len(cases), len(cases), f"{task.record.name} {arm} on {split}")
+        progress(len(cases), len(cases), f"score {task.record.name} | {arm}")
 
 
 def _row(

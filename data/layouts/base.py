@@ -175,10 +175,10 @@ def counted(items: Sequence[T], what: str, progress: Progress | None) -> Iterato
     """Iterate over `items` and report every 256th, and the end, to `progress`."""
     for done, item in enumerate(items):
         if progress is not None and done % 256 == 0:
-            progress(done, len(items), what)
+            progress(done, len(items), f"scan | {what}")
         yield item
     if progress is not None:
-        progress(len(items), len(items), what)
+        progress(len(items), len(items), f"scan | {what}")
 
 
 def readable(path: Path) -> str | None:

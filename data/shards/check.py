@@ -59,14 +59,14 @@ def check(folder: str | Path, progress: Callable[[int, int, str], None] | None =
             faults.append(Fault("manifest.json", "", f"counts of source {source.id} do not add up"))
         for entry in source.shards:
             if progress is not None:
-                progress(done, total, entry.file)
+                progress(done, total, f"check | {entry.file}")
             faults += _check_shard(folder / entry.file, entry, source, keys)
             done += entry.bytes
     twice = sum(1 for count in keys.values() if count > 1)
     if twice:
         faults.append(Fault("manifest.json", "", f"{twice} keys occur more than once; build again"))
     if progress is not None:
-        progress(total, total, "")
+        progress(total, total, "check | ")
     return faults
 
 

@@ -167,7 +167,8 @@ def test_progress_counts_to_the_end_of_every_source(tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     collection = Collection.load(write(tmp_path, make(tmp_path / "one", rows), make(tmp_path / "two")))
     scan(collection, lambda *call: seen.append(call))
-    assert seen == [(0, 300, "one"), (256, 300, "one"), (300, 300, "one"), (0, 3, "two"), (3, 3, "two")]
+    one, two = "scan | one", "scan | two"
+    assert seen == [(0, 300, one), (256, 300, one), (300, 300, one), (0, 3, two), (3, 3, two)]
 
 
 def test_held_out_splits_and_datasets_leave_the_records(tmp_path: Path) -> None:
