@@ -64,6 +64,12 @@ class RunFolder:
             write_text(existing, to_yaml(config))
         write_json(self.path / ENVIRONMENT, {**environment(), "manifest": manifest})
 
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Give the lock back."""
         if self._lock is not None:

@@ -19,6 +19,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from ..data.config import to_dict
 from .config import PretrainConfig
 from .diagnostics import alarm, feature_std, rankme
 from .module import PretrainModule
@@ -32,28 +33,40 @@ Panels = Callable[[PretrainModule, int], dict[str, Path]]
 
 
 class Recorder(pl.Callback):
-    """Rows, on rank 0; the other ranks take part in the means."""
+    """Rows, on rank 0; the other ranks take part in the means. A context manager around `fit`."""
 
     def __init__(
         self,
         config: PretrainConfig,
+        folder: Path,
         *,
-        journal: Journal | None,
-        tracker: Tracker | None,
-        probe: Probe | None = None,
-        panels: Panels | None = None,
+        main: bool,
+        start: int,
         progress: Progress | None = None,
     ) -> None:
+        """Open metrics.jsonl (rows beyond step `start` are cut) and W&B, on the main process only."""
         self.config = config
-        self.journal = journal
-        self.tracker = tracker
-        self.probe = probe
-        self.panels = panels
-        self.progress = progress
+        self.journal = Journal(folder, keep_until=start) if main else None
+        self.tracker = (
+            Tracker(folder, config.tracking, name=config.name, values=to_dict(config)) if main else None
+        )
+        self.progress = progress if main else None
+        self.probe: Probe | None = None
+        self.panels: Panels | None = None
         self.row: dict[str, Any] = {}
+        self.finished = False  # set by the run when the last step is done
         self._alarms: set[str] = set()
         self._begin = 0.0
         self._row_step = self._step = -1
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.tracker is not None:
+            self.tracker.finish({"finished": self.finished, **self.row}, failed=kind is not None)
+        if self.journal is not None:
+            self.journal.close()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the clock; tell the first line of progress."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from .objectives import OBJECTIVES, Objective
 from .panels import draw_panels, varied
 from .probes import KnnProbe, on_device
 from .recorder import Recorder
-from .tracking import Journal, Tracker
 from .weights import WEIGHTS, load_encoder, load_into, save_encoder
 
 log = logging.getLogger(__name__)
@@ -55,76 +55,78 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
         NonFiniteLoss: the loss became NaN; the message names step, rank and samples.
     """
     config = complete(config)
-    manifest = load_manifest(config)
-    main = is_main_process()
-    launch = detect(config.trainer)
-    encoder, objective = build(config)  # also fills config.encoder when init_from decides it
-    folder = RunFolder(config, main=main, manifest=manifest.hash)
-    journal = tracker = None
-    try:
+    main, launch = is_main_process(), detect(config.trainer)
+    data = open_data(config)
+    encoder, objective, ancestor = build(config)  # fills config.encoder where init_from decides it
+    trainer = make_trainer(config, launch)
+    log_arithmetic(config, trainer.world_size)
+    manifest = data.shards.manifest
+    with RunFolder(config, main=main, manifest=manifest.hash) as folder:
         checkpoint = newest(folder.path) if config.resume else None
         start = step_of(checkpoint)
         if start >= config.trainer.steps and (folder.path / WEIGHTS).is_file():
             log.info("%s is complete at step %d", folder.path, start)
             return folder.path
-        if main:
-            journal = Journal(folder.path, keep_until=start)
-            tracker = Tracker(folder.path, config.tracking, name=config.name, values=to_dict(config))
-        module = PretrainModule(config, encoder, objective)
-        if config.trainer.compile:
-            encoder.compile()  # in place: torch.compile(encoder) would put a prefix before every key
         saver = checkpointing(config, folder.path)
-        recorder = Recorder(
-            config,
-            journal=journal,
-            tracker=tracker,
-            probe=probe(config) if main else None,
-            panels=panels(config, folder.path),
-            progress=progress if main else None,
-        )
-        trainer = make_trainer(config, launch, folder.path, [recorder, saver])
-        batch = per_rank_batch(config, trainer.world_size)
-        log.info("global batch %d = %d ranks × %d micro-batches × %d samples; steps %d to %d = %d samples",
-                 config.data.batch_size, trainer.world_size, config.trainer.accumulate, batch, start,
-                 config.trainer.steps, config.trainer.steps * config.data.batch_size)  # fmt: skip
-        data = PretrainData(config.data, steps=config.trainer.steps, accumulate=config.trainer.accumulate)
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if main and not saver.preempted:
-            save_encoder(folder.path, encoder, provenance(config, manifest))
-    except BaseException:
-        if tracker is not None:
-            tracker.finish({}, failed=True)
-        raise
-    finally:
-        if journal is not None:
-            journal.close()
-        folder.close()
-    if tracker is not None:
-        tracker.finish({"step": recorder.row.get("step", start), "finished": not saver.preempted})
-    if saver.preempted and main and config.trainer.requeue:
+        with Recorder(config, folder.path, main=main, start=start, progress=progress) as recorder:
+            if main:
+                recorder.probe = probe(config)
+                recorder.panels = panels(config, folder.path, data)
+            trainer.callbacks += [recorder, saver]  # type: ignore[attr-defined]
+            module = PretrainModule(config, encoder, objective)
+            if config.trainer.compile:
+                encoder.compile()  # in place: torch.compile(encoder) would put a prefix before every key
+            loaders = PretrainData(
+                config.data, steps=config.trainer.steps, accumulate=config.trainer.accumulate
+            )
+            trainer.fit(module, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
+            recorder.finished = not saver.preempted
+        if main and recorder.finished:
+            save_encoder(folder.path, encoder, provenance(config, manifest, data, ancestor))
+    if main and saver.preempted and config.trainer.requeue:
         preempt.requeue()
     return folder.path
 
 
-def load_manifest(config: PretrainConfig) -> Manifest:
-    """The manifest of `data.shards`. Raises ConfigError when none is named, ShardError when missing."""
+def open_data(config: PretrainConfig) -> Stream:
+    """The stream of `data.shards`, opened before a run folder exists: what is wrong with it is known early.
+
+    Raises:
+        ConfigError: no shards named, or a source that they do not hold.
+        ShardError: no finished build there.
+    """
     if not config.data.shards:
         raise ConfigError("data.shards is empty: name the folder that `medloom shards build` wrote")
-    return Manifest.load(Path(config.data.shards))
+    return Stream(config.data)
 
 
-def build(config: PretrainConfig) -> tuple[Encoder, Objective]:
-    """Encoder and objective with weights that depend on `seed` alone, or on `init_from`."""
+def log_arithmetic(config: PretrainConfig, world: int) -> None:
+    """Say once what one step is made of; refuse a batch that does not divide."""
+    batch, steps = config.data.batch_size, config.trainer.steps
+    part = per_rank_batch(config, world)
+    parts = f"{world} ranks × {config.trainer.accumulate} micro-batches × {part} samples"
+    log.info("global batch %d = %s; %d steps = %d samples", batch, parts, steps, steps * batch)
+
+
+def build(config: PretrainConfig) -> tuple[Encoder, Objective, dict[str, Any] | None]:
+    """Encoder and objective with weights that depend on `seed` alone, or on `init_from`.
+
+    Returns:
+        encoder, objective, and the encoder.json of `init_from` (None without one).
+    """
+    record: dict[str, Any] | None = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_key(config.seed, "weights") >> 1)
         if config.init_from is None:
             encoder = build_encoder(config.encoder)
         elif config.encoder:
             encoder = build_encoder(config.encoder)
-            log.info("%s", load_into(encoder, config.init_from))
+            report = load_into(encoder, config.init_from)
+            record = report.record
+            log.info("%s", report)
         else:
             encoder, report = load_encoder(config.init_from, in_channels=config.data.in_channels)
-            config.encoder = to_dict(encoder.config)
+            config.encoder, record = to_dict(encoder.config), report.record
             log.info("%s", report)
         if encoder.ndim != config.data.ndim:
             raise ConfigError(f"the encoder is {encoder.ndim}D, data.ndim is {config.data.ndim}: "
@@ -132,7 +134,7 @@ def build(config: PretrainConfig) -> tuple[Encoder, Objective]:
         encoder.grid(config.data.crop)  # refuses a crop that patches do not tile
         kind, section = polymorphic(config.objective, OBJECTIVES, "objective")
         objective = kind(section, encoder)
-    return encoder, objective
+    return encoder, objective, record or None
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -159,24 +161,31 @@ def probe(config: PretrainConfig) -> Callable[[PretrainModule], dict[str, float]
     return lambda module: knn(module.encoder, module.device)
 
 
-def panels(config: PretrainConfig, folder: Path) -> Callable[[PretrainModule, int], dict[str, Path]]:
+def panels(
+    config: PretrainConfig, folder: Path, data: Stream
+) -> Callable[[PretrainModule, int], dict[str, Path]]:
     """Pictures of the same few training images each time; they are read when the first panel is due."""
     held: list[dict[str, Any]] = []
 
     def draw(module: PretrainModule, step: int) -> dict[str, Path]:
         if not held:
-            stream = Stream(config.data)
-            pool = [stream[position] for position in range(8 * config.panels.samples)]
+            pool = [data[position] for position in range(8 * config.panels.samples)]
             held.extend(pool[i] for i in varied(pool, config.panels.samples))
         batch = on_device(collate(held), module.device)
-        return draw_panels(folder / "panels", step, module.prepared(batch), module.encoder, module.objective)
+        return draw_panels(
+            folder / "panels",
+            step,
+            module.prepared(batch),
+            module.encoder,
+            module.objective,
+            mean=batch["mean"],
+            std=batch["std"],
+        )
 
     return draw
 
 
-def make_trainer(
-    config: PretrainConfig, launch: Launch, folder: Path, callbacks: list[pl.Callback]
-) -> pl.Trainer:
+def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
     """Lightning's Trainer with everything switched off that medloom does itself."""
     trainer = config.trainer
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
@@ -185,32 +194,39 @@ def make_trainer(
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     return pl.Trainer(
         accelerator=trainer.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
-        strategy=trainer.strategy, plugins=launch.plugins or None, callbacks=callbacks,
+        strategy=trainer.strategy, plugins=launch.plugins or None,
         precision=precision(trainer.precision, trainer.accelerator),  # type: ignore[arg-type]
         max_steps=trainer.steps, max_epochs=-1, accumulate_grad_batches=trainer.accumulate,
         use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder,
+        default_root_dir=config.folder,
     )  # fmt: skip
 
 
-def provenance(config: PretrainConfig, manifest: Manifest) -> dict[str, Any]:
+def provenance(
+    config: PretrainConfig, manifest: Manifest, data: Stream, ancestor: dict[str, Any] | None
+) -> dict[str, Any]:
     """What encoder.json says about where the weights come from, beside what the encoder says of itself."""
-    used = [source for source in manifest.sources if source.ndim == config.data.ndim
-            and (not config.data.sources or {source.id, source.dataset} & set(config.data.sources))
-            and not {source.id, source.dataset} & set(config.data.exclude)]  # fmt: skip
-    held_out = manifest.held_out
+    sources = [
+        {"id": s.id, "dataset": s.dataset, "licence": s.licence, "count": s.count, "modalities": s.modalities}
+        for s in data.sources
+    ]
+    training = {
+        "manifest": manifest.hash,
+        "collection": manifest.name,
+        "salt_fingerprint": manifest.salt_fingerprint,
+        "sources": sources,
+        "objective": dict(config.objective),
+        "steps": config.trainer.steps,
+        "samples": config.trainer.steps * config.data.batch_size,
+        "batch_size": config.data.batch_size,
+        "seeds": {"run": config.seed, "data": config.data.seed},
+        "init_from": None if config.init_from is None else Path(config.init_from).name,
+    }
+    if ancestor is not None:  # what the initial weights were trained on counts as seen, too
+        training["ancestor"] = {key: ancestor.get(key) for key in ("sha256", "training", "held_out")}
     return {
         "input": {"rule": RULE, "crop": list(config.data.crop), "channels": config.data.in_channels},
-        "training": {
-            "manifest": manifest.hash, "collection": manifest.name,
-            "salt_fingerprint": manifest.salt_fingerprint,
-            "sources": [{"id": s.id, "dataset": s.dataset, "licence": s.licence, "count": s.count,
-                         "modalities": s.modalities} for s in used],
-            "objective": dict(config.objective), "steps": config.trainer.steps,
-            "samples": config.trainer.steps * config.data.batch_size, "batch_size": config.data.batch_size,
-            "seeds": {"run": config.seed, "data": config.data.seed}, "init_from": config.init_from,
-        },
-        "held_out": {"rules": held_out.rules, "excluded": held_out.excluded, "checked": held_out.checked,
-                     "not_checked": held_out.not_checked},
-    }  # fmt: skip
+        "training": training,
+        "held_out": asdict(manifest.held_out),
+    }

@@ -1,8 +1,10 @@
-"""A small real folder of shards: labelled pictures and volumes whose classes can be told apart."""
+"""A small real folder of shards (pictures and volumes with classes that differ) and small runs on it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -39,7 +41,7 @@ def write_collection(root: Path) -> Path:
     lines = ["path,label"]
     (root / "volumes").mkdir()
     grid = np.indices((20, 22, 24)) - np.array([10, 11, 12])[:, None, None, None]
-    for number in range(8):
+    for number in range(16):
         ball = np.sqrt((grid**2).sum(0)) < 4 + 3 * (number % 2)
         volume = (400 * ball + rng.normal(100, 20, ball.shape)).astype(np.int16)
         nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), root / "volumes" / f"v{number}.nii.gz")
@@ -52,9 +54,50 @@ def write_collection(root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built folder of shards: 24 grey pictures, 24 colour pictures, 8 MR volumes, two classes each."""
+    """A built folder of shards: 24 grey pictures, 24 colour pictures, 16 MR volumes, two classes each."""
     from medloom.data.build import build
     from medloom.data.collection import Collection
 
     root = tmp_path_factory.mktemp("tiny")
     return build(Collection.load(write_collection(root)), root / "shards").manifest and root / "shards"
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_shards: Path) -> Callable[..., Any]:
+    """(out, *overrides, ndim=2) -> configuration: 12 steps of a network of a few thousand parameters."""
+
+    def make(out: Path, *overrides: str, ndim: int = 2, shards: Path = tiny_shards) -> Any:
+        from medloom.data.config import structured
+        from medloom.pretrain.config import PretrainConfig, complete
+
+        small = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+        flat = {"name": "vit", "model": "vit_tiny_patch16_224", "img_size": 16, "patch_size": 8, **small}
+        solid = {"name": "vit3d", "patch_size": [8, 8, 8], **small}
+        data = {"shards": str(shards), "ndim": ndim, "crop": [16] * ndim, "batch_size": 4}
+        values: dict[str, Any] = {
+            "name": "tiny",
+            "out": str(out),
+            "data": {**data, "workers": 0, "snap": 4},
+            "encoder": flat if ndim == 2 else solid,
+            "objective": {"name": "mae", "decoder_dim": 12, "decoder_depth": 1, "decoder_heads": 2},
+            "optim": {"base_lr": 0.1},
+            "trainer": {"steps": 12, "log_every": 3, "checkpoint_every_steps": 4, "accelerator": "cpu"},
+            "panels": {"samples": 2},
+            "tracking": {"wandb": "disabled"},
+        }
+        return complete(structured(PretrainConfig, values, list(overrides)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> Callable[[Path], list[dict[str, Any]]]:
+    """run folder -> metrics.jsonl without what the clock says."""
+    from medloom.pretrain.tracking import METRICS, read_rows
+
+    clock = ("time", "samples_per_s", "data_wait")
+
+    def rows(run: Path) -> list[dict[str, Any]]:
+        return [{k: v for k, v in row.items() if k not in clock} for row in read_rows(run / METRICS)]
+
+    return rows
