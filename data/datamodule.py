@@ -46,7 +46,7 @@ class PretrainData(pl.LightningDataModule):
         self._opened()
 
     def train_dataloader(self) -> Loader:
-        """Batches from the trainer's global step to the end of the run, for this rank; see `stream.loader`."""
+        """Batches from the trainer's global step to the end of the run, for this rank (`stream.loader`)."""
         trainer = self._trainer()
         connector = getattr(trainer, "_accelerator_connector", None)
         if trainer.world_size > 1 and getattr(connector, "use_distributed_sampler", False):

@@ -9,7 +9,9 @@ grey and colour, or 8 and 16 bit, is widened to the larger of both.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,13 +230,12 @@ class Stream(Dataset):
         failed = self._failed.setdefault(source, set())
         if ref not in failed:
             failed.add(ref)
-            log.warning(
-                "sample %d of shard %d is replaced (position %d): %s", ref.ordinal, ref.shard, position, error
-            )
+            log.warning("sample replaced at position %d: %s", position, error)
         if len(failed) > self.config.failure_budget:
             raise ShardError(
-                f"source {self.sources[source].id}: {len(failed)} samples cannot be read, data.failure_budget "
-                f"is {self.config.failure_budget}; run `medloom shards check {self.shards.root}`; last: {error}"
+                f"source {self.sources[source].id}: {len(failed)} samples cannot be read, "
+                f"data.failure_budget is {self.config.failure_budget}; run "
+                f"`medloom shards check {self.shards.root}`; last: {error}"
             )
 
     def _read(self, ref: SampleRef, position: int, draws: list[float]) -> dict[str, Any]:
@@ -305,7 +306,16 @@ class Stream(Dataset):
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader whose workers' `ShardError` arrives as the one line that was raised, without a traceback."""
+    """A DataLoader that ends well.
+
+    A worker's `ShardError` arrives as the one line that was raised. Workers ignore SIGTERM (see
+    `start_worker`), with which multiprocessing ends them when Python exits; where a traceback still holds the
+    iterator that would wait for ever, so all loaders are closed before.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _LOADERS.add(self)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
@@ -313,6 +323,22 @@ class Loader(DataLoader[Any]):
         except ShardError as error:
             line = str(error).strip().splitlines()[-1]
             raise ShardError(line.removeprefix(f"{ShardError.__module__}.{ShardError.__name__}: ")) from error
+
+    def close(self) -> None:
+        """End the workers; iterating again starts new ones."""
+        iterator: Any = getattr(self, "_iterator", None)
+        if iterator is not None:
+            self._iterator = None
+            iterator._shutdown_workers()
+
+
+_LOADERS: weakref.WeakSet[Loader] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_loaders() -> None:
+    for open_loader in list(_LOADERS):
+        open_loader.close()
 
 
 def loader(
