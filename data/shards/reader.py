@@ -43,11 +43,25 @@ class SampleRef:
     ordinal: int
 
 
-@dataclass(slots=True)
 class _Handle:
-    path: Path
-    descriptor: int
-    index: Index
+    """An open shard. The descriptor is closed with the object, so a forgotten `Shards` leaks nothing."""
+
+    __slots__ = ("descriptor", "index", "path")
+
+    def __init__(self, path: Path, index: Index) -> None:
+        self.descriptor = -1
+        self.path, self.index = path, index
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise ShardError(
+                f"{path}: cannot be opened ({error.strerror}); run the build again, or copy it again"
+            ) from error
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 class Shards:
@@ -180,8 +194,7 @@ class Shards:
 
     def close(self) -> None:
         """Close every open shard; reading again opens them again."""
-        while self._handles:
-            os.close(self._handles.popitem()[1].descriptor)
+        self._handles.clear()
 
     def _handle(self, shard: int) -> _Handle:
         if shard in self._handles:
@@ -191,13 +204,9 @@ class Shards:
             raise ShardError(f"{self.root}: no shard {shard}, there are {len(self._entries)}")
         path = self.root / self._entries[shard].file
         index = self._index(shard, path)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise ShardError(f"{path}: cannot be opened ({error.strerror}); restore or rebuild it") from error
-        self._handles[shard] = _Handle(path, descriptor, index)
+        self._handles[shard] = _Handle(path, index)
         while len(self._handles) > self._open_shards:
-            os.close(self._handles.popitem(last=False)[1].descriptor)
+            self._handles.popitem(last=False)
         return self._handles[shard]
 
     def _index(self, shard: int, path: Path) -> Index:

@@ -177,6 +177,9 @@ def test_open_files_are_bounded_and_closed(example):
         assert opened() == before + 1
     shards.close()
     assert opened() == before
+    shards.read(SampleRef(0, 0))
+    del shards  # forgotten, not closed
+    assert opened() == before
 
 
 def test_a_lost_index_is_rebuilt_with_the_same_bytes(example_copy):
