@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +81,7 @@ def header(path: Path) -> Header:
     try:
         if path.stat().st_size == 0:
             content(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with fields.quiet():
             dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_HEADER_TAGS)
             _require_dicom(dataset, path.name)
             return Header(
@@ -94,9 +92,9 @@ def header(path: Path) -> Header:
                 study_uid=fields.text(dataset, "StudyInstanceUID"),
                 subject=fields.text(dataset, "PatientID"),
                 modality=fields.text(dataset, "Modality").upper(),
-                rows=int(dataset.get("Rows") or 0),
-                cols=int(dataset.get("Columns") or 0),
-                frames=int(dataset.get("NumberOfFrames") or 1),
+                rows=fields.count(dataset, "Rows"),
+                cols=fields.count(dataset, "Columns"),
+                frames=fields.count(dataset, "NumberOfFrames") or 1,
                 position=fields.numbers(dataset, "ImagePositionPatient", 3),
                 orientation=fields.numbers(dataset, "ImageOrientationPatient", 6),
                 instance_number=fields.integer(dataset, "InstanceNumber"),
@@ -128,8 +126,7 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]
     check_fourth_axis(fourth_axis)
     if not paths:
         raise ReadError("no DICOM file given, expected at least one")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom warns of every irregular field, once per file
+    with fields.quiet():
         return _read(paths, fourth_axis)
 
 
@@ -199,9 +196,9 @@ def _open(path: Path) -> Any:
     except Exception as error:  # pydicom raises many kinds on damaged data
         raise ReadError(f"{path.name}: DICOM cannot be read ({fields.line(error)}); copy it again") from error
     modality = fields.text(dataset, "Modality").upper()
-    if modality in _NOT_PICTURES or not dataset.get("Rows") or not dataset.get("Columns"):
+    if modality in _NOT_PICTURES or not fields.count(dataset, "Rows") * fields.count(dataset, "Columns"):
         raise ReadError(f"{path.name}: a DICOM {modality or 'object'} without a picture, expected an image")
-    if "MOSAIC" in (dataset.get("ImageType") or []):
+    if "MOSAIC" in (fields.value(dataset, "ImageType") or []):
         raise ReadError(f"{path.name}: a Siemens mosaic of slices; convert it to NIfTI (dcm2niix) first")
     return dataset
 

@@ -6,11 +6,17 @@ Also what may leave a file: the allow-list FACTS holds coded or numeric technica
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from pydicom.config import IGNORE, settings
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 
 from ..errors import CollectionError
 from ..sample import Modality, parse_modality
@@ -30,49 +36,94 @@ _TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 _CENTIMETRES = 3  # Physical Units of an ultrasound region, DICOM PS3.3 C.8.5.5
 
 
+_LOGGERS = ("pydicom", "openjpeg", "libjpeg", "pylibjpeg", "rle")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back pydicom's warnings and log: they quote field values and would carry names into ours.
+
+    Process-wide while it lasts; readers work in processes, not in threads.
+    """
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    mode = settings.reading_validation_mode
+    settings.reading_validation_mode = IGNORE
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        settings.reading_validation_mode = mode
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def value(dataset: Any, key: str) -> Any:
+    """The field as pydicom gives it, None when it is absent or cannot be converted."""
+    try:
+        return dataset.get(key)
+    except Exception:  # damaged representations raise many kinds, at the first access
+        return None
+
+
+def items(dataset: Any, key: str) -> list[Any]:
+    """The items of a sequence; none when it is absent or no sequence."""
+    found = value(dataset, key)
+    return list(found) if isinstance(found, Sequence) else []
+
+
+def count(dataset: Any, key: str, default: int = 0) -> int:
+    """The field as an integer of 0 or more, else `default`."""
+    number = integer(dataset, key)
+    return default if number is None or number < 0 else number
+
+
 def text(dataset: Any, key: str) -> str:
     """The field as stripped text, "" when absent; of several values the first."""
-    value = dataset.get(key)
-    if isinstance(value, MultiValue):
-        value = value[0] if len(value) else None
-    return "" if value is None else str(value).strip()
+    found = value(dataset, key)
+    if isinstance(found, MultiValue):
+        found = found[0] if len(found) else None
+    return "" if found is None else str(found).strip()
 
 
-def numbers(dataset: Any, key: str, count: int) -> tuple[float, ...] | None:
-    """The field as exactly `count` finite numbers, or None."""
-    value = dataset.get(key)
-    if value is None or value == "":
+def numbers(dataset: Any, key: str, size: int) -> tuple[float, ...] | None:
+    """The field as exactly `size` finite numbers, or None."""
+    found = value(dataset, key)
+    if found is None or found == "":
         return None
-    items = list(value) if isinstance(value, list | tuple | MultiValue) else [value]
+    parts = list(found) if isinstance(found, list | tuple | MultiValue) else [found]
     try:
-        result = tuple(float(item) for item in items)
+        result = tuple(float(part) for part in parts)
     except (TypeError, ValueError):
         return None
-    return result if len(result) == count and all(map(math.isfinite, result)) else None
+    return result if len(result) == size and all(map(math.isfinite, result)) else None
 
 
 def integer(dataset: Any, key: str) -> int | None:
     """The field as an integer, or None."""
-    value = numbers(dataset, key, 1)
-    return int(value[0]) if value else None
+    found = numbers(dataset, key, 1)
+    return int(found[0]) if found else None
 
 
 def positive(dataset: Any, key: str) -> float | None:
     """The field as one number above 0 (the sign dropped: some vendors write negative gaps), or None."""
-    value = numbers(dataset, key, 1)
-    return abs(value[0]) if value and value[0] != 0 else None
+    found = numbers(dataset, key, 1)
+    return abs(found[0]) if found and found[0] != 0 else None
 
 
-def vector(dataset: Any, key: str, count: int) -> np.ndarray | None:
-    """The field as a vector of `count` numbers, or None."""
-    value = numbers(dataset, key, count)
-    return np.array(value) if value else None
+def vector(dataset: Any, key: str, size: int) -> np.ndarray | None:
+    """The field as a vector of `size` numbers, or None."""
+    found = numbers(dataset, key, size)
+    return np.array(found) if found else None
 
 
 def pair(dataset: Any, key: str) -> tuple[float, float] | None:
     """The field as two numbers above 0, or None."""
-    value = numbers(dataset, key, 2)
-    return (value[0], value[1]) if value and min(value) > 0 else None
+    found = numbers(dataset, key, 2)
+    return (found[0], found[1]) if found and min(found) > 0 else None
 
 
 def pixel_spacing(dataset: Any) -> tuple[float, float] | None:
@@ -86,7 +137,7 @@ def pixel_spacing(dataset: Any) -> tuple[float, float] | None:
         if found:
             return found
     regions = set()
-    for region in dataset.get("SequenceOfUltrasoundRegions") or []:
+    for region in items(dataset, "SequenceOfUltrasoundRegions"):
         units = (integer(region, "PhysicalUnitsXDirection"), integer(region, "PhysicalUnitsYDirection"))
         across, down = positive(region, "PhysicalDeltaX"), positive(region, "PhysicalDeltaY")
         if units == (_CENTIMETRES, _CENTIMETRES) and across and down:
@@ -112,9 +163,9 @@ def facts(dataset: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in FACTS:
         number = numbers(dataset, key, 1)
-        value = text(dataset, key)[:64]
-        if value:
-            found[key] = number[0] if number else value
+        word = text(dataset, key)[:64]
+        if word:
+            found[key] = number[0] if number else word
     return found
 
 

@@ -50,7 +50,7 @@ def _pixels(name: str, dataset: Any) -> np.ndarray:
     """Stored pixels [F, C, H, W]: colours as RGB, MONOCHROME1 inverted, lookup tables applied."""
     try:
         array = dataset.pixel_array
-        photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).upper()
+        photometric = fields.text(dataset, "PhotometricInterpretation").upper()
         if photometric == "PALETTE COLOR":
             array = apply_color_lut(array, dataset)
             array = (array >> 8).astype(np.uint8) if array.dtype.itemsize == 2 else array
@@ -60,15 +60,15 @@ def _pixels(name: str, dataset: Any) -> np.ndarray:
         raise
     except Exception as error:  # every decoder plug-in raises its own kinds
         raise ReadError(f"{name}: pixels cannot be decoded ({fields.line(error)}); copy it again") from error
-    frames, colours = int(dataset.get("NumberOfFrames") or 1), array.shape[-1]
-    if photometric == "PALETTE COLOR" or int(dataset.get("SamplesPerPixel") or 1) > 1:
+    frames, colours = fields.count(dataset, "NumberOfFrames") or 1, array.shape[-1]
+    if photometric == "PALETTE COLOR" or fields.count(dataset, "SamplesPerPixel") > 1:
         array = np.moveaxis(array.reshape(frames, *array.shape[-3:]), -1, 1)
         if colours == 3 and all(np.array_equal(array[:, 0], array[:, channel]) for channel in (1, 2)):
             array = array[:, :1]
     else:
         array = array.reshape(frames, 1, *array.shape[-2:])
     if photometric == "MONOCHROME1" and array.dtype.kind in "iu":
-        top = 2 ** int(dataset.get("BitsStored", 8 * array.dtype.itemsize)) - 1
+        top = 2 ** fields.count(dataset, "BitsStored", 8 * array.dtype.itemsize) - 1
         # Signed stored values lie around -1/2, unsigned ones around top/2.
         array = (np.array(-1 if array.dtype.kind == "i" else top, array.dtype) - array).astype(array.dtype)
     return array
@@ -99,7 +99,7 @@ def _frame_geometry(
 
 def _slice_vector(dataset: Any, index: int, frames: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Position of a frame of a reconstructed nuclear medicine volume: the first one's plus even steps."""
-    detectors = dataset.get("DetectorInformationSequence")
+    detectors = fields.items(dataset, "DetectorInformationSequence")
     origin = detectors[0] if detectors else dataset
     position = fields.vector(origin, "ImagePositionPatient", 3)
     orientation = fields.vector(origin, "ImageOrientationPatient", 6)
@@ -113,11 +113,11 @@ def _slice_vector(dataset: Any, index: int, frames: int) -> tuple[np.ndarray | N
 
 def _group(dataset: Any, index: int, name: str) -> Any | None:
     """First item of a functional group, of the frame or shared by all. Source: DICOM PS3.3 C.7.6.16."""
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    for holder in ([per_frame[index]] if index < len(per_frame) else []) + list(shared[:1]):
-        if holder.get(name):
-            return holder.get(name)[0]
+    per_frame = fields.items(dataset, "PerFrameFunctionalGroupsSequence")
+    shared = fields.items(dataset, "SharedFunctionalGroupsSequence")
+    for holder in per_frame[index : index + 1] + shared[:1]:
+        if group := fields.items(holder, name):
+            return group[0]
     return None
 
 
@@ -125,7 +125,7 @@ def _rescale(dataset: Any, index: int) -> tuple[float, float]:
     transform = _group(dataset, index, "PixelValueTransformationSequence")
     if transform is None:
         transform = dataset
-    if "ModalityLUTSequence" in dataset or int(dataset.get("SamplesPerPixel") or 1) > 1:
+    if "ModalityLUTSequence" in dataset or fields.count(dataset, "SamplesPerPixel") > 1:
         return 1.0, 0.0
     slope, intercept = (fields.numbers(transform, key, 1) for key in ("RescaleSlope", "RescaleIntercept"))
     return (slope[0] if slope else 1.0), (intercept[0] if intercept else 0.0)
