@@ -99,7 +99,7 @@ def token_colours(image: Tensor, encoder: Encoder) -> np.ndarray | None:
 
 
 def slices(image: Tensor, mean: Tensor, std: Tensor) -> np.ndarray:
-    """[B, C, (D,) H, W] -> float32 [B, H, W, 3] in file units; a volume's middle slice; grey unless C is 3."""
+    """[B, C, (D,) H, W] -> float32 [B, H, W, 3] in file units: a volume's middle slice, grey unless C = 3."""
     shape = (*mean.shape, *[1] * (image.ndim - 2))
     array = (image.detach().float() * std.reshape(shape) + mean.reshape(shape)).cpu().numpy()
     if array.ndim == 5:
