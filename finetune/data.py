@@ -209,7 +209,8 @@ def _collection(record: TaskRecord, folder: Path, identity: str, root: Path) -> 
     source = dict(record.source)
     if record.kind == "classification":
         source.setdefault("classes", list(record.classes))
-    write_text(path, to_yaml({"name": record.name, "root": None, "sources": [source]}))
+    values = {"name": record.name, "root": None, "salt": record.salt, "sources": [source]}
+    write_text(path, to_yaml(values))
     return Collection.load(path, root=root)
 
 

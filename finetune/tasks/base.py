@@ -110,14 +110,14 @@ def resized(x: np.ndarray, size: Sequence[int], *, smooth: bool = True) -> np.nd
     """[C, *spatial] at another size: linear (antialiased in 2D), or nearest for label maps."""
     if tuple(x.shape[1:]) == tuple(size):
         return x
-    tensor = torch.from_numpy(np.ascontiguousarray(x))[None]
+    tensor = torch.from_numpy(x.astype(np.float32))[None]  # a copy: what is kept decoded is read-only
     if not smooth:
-        values = functional.interpolate(tensor.to(torch.float32), size=tuple(size), mode="nearest-exact")
-        return values[0].numpy().astype(x.dtype)
-    mode = _SMOOTH[x.ndim - 1]
+        return (
+            functional.interpolate(tensor, size=tuple(size), mode="nearest-exact")[0].numpy().astype(x.dtype)
+        )
     options: dict[str, Any] = {"antialias": True} if x.ndim == 3 else {}
     return functional.interpolate(
-        tensor.to(torch.float32), size=tuple(size), mode=mode, align_corners=False, **options
+        tensor, size=tuple(size), mode=_SMOOTH[x.ndim - 1], align_corners=False, **options
     )[0].numpy()
 
 
