@@ -160,7 +160,7 @@ def _brain(rng: np.random.Generator, space: Space, codes: np.ndarray) -> None:
     white &= (np.abs(space.x) > 6) | (skull < 0.55)
     _paint(codes, white, "white")
     _paint(codes, cerebrum & (depth < 17) & (valley < 0.15), "csf")
-    fissure = (np.abs(space.x) < 1.8) & ((space.z > 26) | (space.y > 38) | (space.y < -48))
+    fissure = (np.abs(space.x + 2.5 * finer) < 1.7) & ((space.z > 26) | (space.y > 38) | (space.y < -48))
     _paint(codes, cerebrum & fissure, "csf")
     for side in (-1, 1):
         sylvian = np.abs(space.z + 6 - 0.45 * (space.y - 10) - 3 * folds) < 1.7

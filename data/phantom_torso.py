@@ -220,7 +220,7 @@ def _lesion(
 ) -> None:
     """A metastasis (hypodense, some with an enhancing rim) or a haemangioma-like bright one."""
     centre = (float(space.z[at]), float(space.y[at]), float(space.x[at]))
-    radius = rng.uniform(11, 28)
+    radius = rng.uniform(15, 32)
     rough = 0.14 * smooth(rng, space.shape, 14)
     box, level = space.ellipsoid(centre, (radius * rng.uniform(0.8, 1.2, 3)).tolist(), rough=rough)
     lesion = (level < 1) & (labels[box] > 0)

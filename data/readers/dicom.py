@@ -8,7 +8,6 @@ angiography) become one 2D picture each, in the orientation in which they are di
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,6 @@ from . import geometry, values
 from .dicom_planes import planes_of
 from .dicom_series import Plane, plane_affine, scaled, stack, stack_by_number
 from .source import check_fourth_axis, content
-
-# pydicom logs the values of irregular attributes, names and identifiers among them: nothing personal may
-# reach a log, and what matters is raised as a ReadError.
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
