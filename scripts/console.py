@@ -9,17 +9,20 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Progress = Callable[[int, int, str], None]
 
 
 def setup_logging(*, verbose: bool = False) -> None:
     """Log medloom at INFO (DEBUG when verbose) and the libraries at WARNING, to stderr."""
-    from rich.console import Console
     from rich.logging import RichHandler
 
     handler = RichHandler(
-        console=Console(stderr=True), show_path=False, show_level=verbose, omit_repeated_times=False,
+        console=_console(stderr=True), show_path=False, show_level=verbose, omit_repeated_times=False,
         log_time_format="%H:%M:%S", markup=False, highlighter=None,
     )  # fmt: skip
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
@@ -49,7 +52,6 @@ def progress_bar() -> Iterator[Progress]:
 
     The stage is the text before the first "|"; what follows it (loss, rate) is shown beside the bar.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -65,7 +67,7 @@ def progress_bar() -> Iterator[Progress]:
         TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
     )  # fmt: skip
     tasks: dict[str, TaskID] = {}
-    with Bar(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+    with Bar(*columns, console=_console(stderr=True), refresh_per_second=4) as bar:
 
         def update(done: int, total: int, what: str) -> None:
             stage, _, detail = (part.strip() for part in what.partition("|"))
@@ -78,7 +80,6 @@ def progress_bar() -> Iterator[Progress]:
 
 def print_table(rows: Sequence[Mapping[str, object]], *, title: str | None = None) -> None:
     """Print rows (equal keys) as a table; numbers are right-aligned."""
-    from rich.console import Console
     from rich.table import Table
 
     if not rows:
@@ -92,10 +93,7 @@ def print_table(rows: Sequence[Mapping[str, object]], *, title: str | None = Non
         )
     for row in rows:
         table.add_row(*("" if row.get(name) is None else _plain(row[name]) for name in names))
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width: do not fold what a script will read
-        console = Console(width=200)
-    console.print(table)
+    _console().print(table)
 
 
 def size(count: float) -> str:
@@ -105,6 +103,14 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """A console as wide as the terminal; 160 columns into a file or a pipe, which has no width to fold to."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=160)
 
 
 def _plain(message: object) -> str:

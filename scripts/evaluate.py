@@ -21,13 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate every arm of the run and print the table."""
     from ..finetune.evaluate import evaluate
-    from ..finetune.report import write_report
     from .console import print_table, progress_bar, say
 
     with progress_bar() as progress:
-        folder = evaluate(arguments.run_folder, split=arguments.split, out=arguments.out, progress=progress)
-    if arguments.pretrain_run:
-        write_report(folder / "report.html", evaluations=[folder], pretrain_runs=arguments.pretrain_run)
+        folder = evaluate(
+            arguments.run_folder, split=arguments.split, out=arguments.out, progress=progress,
+            pretrain_runs=arguments.pretrain_run,
+        )  # fmt: skip
     print_table(summary_rows(folder))
     say(f"cases:  {folder / 'cases.csv'}")
     say(f"report: {folder / 'report.html'}")

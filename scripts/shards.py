@@ -82,7 +82,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         else f"{arguments.folder}: every member is intact"
     )
     if faults:
-        say("mend: delete the named shards' receipts in units/ and build again, or restore them from a copy")
+        say("mend: delete the named shards and build again, or restore them from a copy")
     return 1 if faults else 0
 
 
