@@ -49,7 +49,7 @@ def write_nifti(
     if intercept:
         image.header.set_slope_inter(1, intercept)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(image.to_bytes(), 6, mtime=0))
+    path.write_bytes(gzip.compress(image.to_bytes(), 4, mtime=0))
 
 
 def write_series(

@@ -95,7 +95,8 @@ def _wall(rng: np.random.Generator, space: Space, volume: np.ndarray) -> tuple[n
     """Skin, fat, muscle. Returns the wall's level (1 on its inside) and the diaphragm's height."""
     shoulders = 1 + 0.10 * np.clip(space.z / 168, -1, 1) * rng.uniform(0.5, 1.2)
     girth = rng.uniform(0.93, 1.08)
-    level = (np.abs(space.x) / (162 * shoulders * girth)) ** 2.4 + (np.abs(space.y) / (110 * girth)) ** 2.3
+    across, front = (space.x / (162 * shoulders * girth)) ** 2, (space.y / (110 * girth)) ** 2
+    level = across * (0.75 + 0.25 * across) + front * (0.8 + 0.2 * front)
     fat = rng.uniform(0.10, 0.26) * (1.1 - 0.35 * np.clip(space.z / 168, -1, 1))
     volume[level < 1] = 30
     grain = 8 * smooth(rng, space.shape, 22)
@@ -271,18 +272,7 @@ def _bones(rng: np.random.Generator, space: Space, volume: np.ndarray, wall: np.
     """Spine with discs, ribs, sternum, clavicles, shoulder blades."""
     pitch = rng.uniform(29, 34)
     phase = np.mod(space.z + rng.uniform(0, pitch), pitch) / pitch
-    body = ((space.y + 70) / 19) ** 2 + (space.x / 23) ** 2
-    np.copyto(volume, 90, where=body < 1)
-    bone = phase < 0.8
-    np.copyto(volume, BONE + 100, where=(body < 1) & bone)
-    np.copyto(volume, 205, where=(body < 0.72) & (phase > 0.07) & (phase < 0.73))
-    arch = ((space.y + 97) / 15) ** 2 + (space.x / 19) ** 2
-    np.copyto(volume, BONE, where=(arch < 1) & (phase < 0.55))
-    np.copyto(volume, 28, where=((space.y + 96) / 8) ** 2 + (space.x / 10) ** 2 < 1)
-    spine = (np.abs(space.x) < 3.5) & (space.y < -108) & (space.y > -128) & (phase < 0.5)
-    np.copyto(volume, BONE, where=spine)
-    wings = (np.abs(space.x) < 38) & (np.abs(space.y + 92) < 5) & (phase > 0.15) & (phase < 0.42)
-    np.copyto(volume, BONE, where=wings)
+    _spine(space, volume, phase)
     slope = space.z + 0.42 * (space.y + 92) - 10 * np.abs(space.x) / 132
     ribs = (np.mod(slope, pitch) < 0.42 * pitch) & (wall > 0.98) & (wall < 1.25)
     ribs &= (space.z > -112 + 0.5 * (space.y + 92)) & ((space.y < 62) | (np.abs(space.x) > 48))
@@ -294,6 +284,23 @@ def _bones(rng: np.random.Generator, space: Space, volume: np.ndarray, wall: np.
         np.copyto(volume[box], BONE, where=level < 1)
         box, level = space.ellipsoid((104, -84, side * 108), (52, 6, 34), turn=-side * 0.55)
         np.copyto(volume[box], BONE - 120, where=(level < 1) & (volume[box] > -300))
+
+
+def _spine(space: Space, volume: np.ndarray, phase: np.ndarray) -> None:
+    """Vertebral bodies with discs between them, arches around the canal, spinous and transverse processes."""
+    back = space.box((0, -85, 0), (1e3, 45, 40))
+    y, x, part, view = space.y[back], space.x[back], phase[back], volume[back]
+    body = ((y + 70) / 19) ** 2 + (x / 23) ** 2
+    np.copyto(view, 90, where=body < 1)
+    np.copyto(view, BONE + 100, where=(body < 1) & (part < 0.8))
+    np.copyto(view, 205, where=(body < 0.72) & (part > 0.07) & (part < 0.73))
+    arch = ((y + 97) / 15) ** 2 + (x / 19) ** 2
+    np.copyto(view, BONE, where=(arch < 1) & (part < 0.55))
+    np.copyto(view, 28, where=((y + 96) / 8) ** 2 + (x / 10) ** 2 < 1)
+    process = (np.abs(x) < 3.5) & (y < -108) & (y > -128) & (part < 0.5)
+    np.copyto(view, BONE, where=process)
+    wings = (np.abs(x) < 38) & (np.abs(y + 92) < 5) & (part > 0.15) & (part < 0.42)
+    np.copyto(view, BONE, where=wings)
 
 
 def _couch(space: Space, volume: np.ndarray) -> None:
