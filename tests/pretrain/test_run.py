@@ -212,6 +212,19 @@ def test_volumes_and_convolutional_encoders_train(tiny_config: Make, tmp_path: P
     assert (pretrain(config) / "encoder.json").is_file()
 
 
+def test_bfloat16_trains(tiny_config: Make, tmp_path: Path, undisturbed: Path) -> None:
+    run = pretrain(tiny_config(tmp_path / "run", "trainer.precision=bf16-mixed"))
+    ours, theirs = read_rows(run / METRICS), read_rows(undisturbed / METRICS)
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=0.02)
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(run / "encoder.safetensors").values())
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_keeps_its_names(tiny_config: Make, tmp_path: Path, undisturbed: Path) -> None:
+    run = pretrain(tiny_config(tmp_path / "run", "trainer.compile=true", "trainer.steps=2"))
+    assert set(load_file(run / "encoder.safetensors")) == set(load_file(undisturbed / "encoder.safetensors"))
+
+
 def test_drop_path_resumes_exactly(tiny_config: Make, tmp_path: Path, rows_of: Rows) -> None:
     def config(name: str, *more: str) -> Any:
         return tiny_config(tmp_path / name, "encoder.depth=2", "encoder.drop_path=0.5", *more)

@@ -68,6 +68,7 @@ def test_two_ranks_take_the_steps_of_one_process(tiny_config: Callable[..., Any]
     assert (tmp_path / "two" / "encoder.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_indivisible_batch_is_refused_on_both_ranks(
     tiny_config: Callable[..., Any], tmp_path: Path
 ) -> None:
