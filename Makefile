@@ -19,7 +19,7 @@ demo: $(STAMP)  ## the whole way on built-in phantoms, in minutes on two CPU cor
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: lint  ## lint, types and the tests that fit a coffee break
 	$(BIN)/python -m pytest -m "not slow"
