@@ -78,10 +78,12 @@ class KnnProbe:
                 features = self.encode(chosen.refs, encoder, device)
                 everything.append(features)
                 train, validation = ~chosen.validation, chosen.validation
+                labels = torch.from_numpy(chosen.labels[train])
+                # With more neighbours than a class has samples, that class could never win.
+                k = min(self.config.k, int(labels.bincount()[labels.unique()].min()))
                 predicted = knn_predict(
-                    features[train], torch.from_numpy(chosen.labels[train]), features[validation],
-                    k=self.config.k, classes=len(chosen.classes),
-                )  # fmt: skip
+                    features[train], labels, features[validation], k=k, classes=len(chosen.classes)
+                )
                 truth = torch.from_numpy(chosen.labels[validation])
                 scores[f"probe/knn_{chosen.name}"] = balanced_accuracy(truth, predicted)
         finally:
