@@ -97,10 +97,21 @@ class Segmenter(nn.Module):
         encoder: any encoder with a pyramid (all of ours).
         outputs: K, structures and the background.
         width: channels at full resolution; doubled at each coarser stride up to `most`.
+        foreground: (mean, deviation) of the structures in training cases. The stem, which starts from random
+            weights anyway, sees the image standardised by them and cut at 5 deviations, as in nnU-Net's
+            CT scheme; the encoder sees what it was pretrained with.
     """
 
-    def __init__(self, encoder: Encoder, outputs: int, width: int = 16, most: int = 128) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        outputs: int,
+        width: int = 16,
+        most: int = 128,
+        foreground: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
+        self.centre, self.deviation = foreground if foreground else (0.0, 1.0)
         if width % 8 or most % 8:
             raise ConfigError(f"head.width {width} and head.most {most}: give multiples of 8 (group norm)")
         self.encoder = encoder
@@ -134,7 +145,7 @@ class Segmenter(nn.Module):
             tuple(-(-s // f) for s, f in zip(x.shape[2:], stride, strict=True)) for stride in self.strides
         ]
         skips = self._from_encoder(pyramid, sizes)
-        detail = x
+        detail = ((x - self.centre) / self.deviation).clamp(-5, 5)
         for level, block in enumerate(self.stem):
             if level:
                 detail = functional.interpolate(detail, size=sizes[level], mode="area")

@@ -49,6 +49,7 @@ class Plan:
     batch: int
     spacing: list[float] | None  # mm to which cases are resampled; None: as stored
     resize: list[int] | None  # every case is resized to this, whatever its spacing
+    foreground: list[float] | None  # mean and deviation of the structures, in normalised intensity
     activation_gib: float  # estimate for one step
     budget_gib: float
     fingerprint: Fingerprint
@@ -113,6 +114,7 @@ def make_plan(
     *,
     device: str = "cpu",
     crop: Sequence[int] | None = None,
+    foreground: Sequence[float] | None = None,
 ) -> Plan:
     """Plan a task for an encoder.
 
@@ -120,6 +122,7 @@ def make_plan(
         metas: `key.json` of the training cases.
         device: "cpu" or an accelerator.
         crop: the encoder's own training crop, preferred for 2D classification.
+        foreground: mean and deviation of the structures (`tasks.segmentation.foreground_statistics`).
 
     Raises:
         ConfigError: encoder and images differ in dimensions; a patch that does not fit the encoder or memory.
@@ -161,6 +164,7 @@ def make_plan(
         batch=batch,
         spacing=None if resize else (list(spacing) if spacing else found.spacing),
         resize=resize,
+        foreground=list(foreground) if foreground else None,
         activation_gib=round(one * batch / 2**30, 3),
         budget_gib=round(budget / 2**30, 3),
         fingerprint=found,

@@ -66,7 +66,7 @@ class TaskRecord:
     spacing: list[float] | None = None  # mm to resample to; None: the median of the training cases
     image_size: int | None = None  # 2D: resize every image to this square; None: 224, or crops
     # Spatial axes from 0, (D, H, W) or (H, W), whose mirror image is as plausible. An axis whose direction
-    # is part of the label (left and right lung, front and back of the hippocampus) stays out: none is default.
+    # is part of the label (left and right lung, front and back of the hippocampus) stays out. Default: none.
     flips: list[int] = field(default_factory=list)
     metrics: list[str] = field(default_factory=list)  # empty: the usual ones of the kind
     related: list[str] = field(default_factory=list)  # other dataset ids that hold the same cases (leakage)

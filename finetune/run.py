@@ -35,6 +35,7 @@ from .planner import Plan, make_plan
 from .protocols import CHECKPOINT, Outcome, fit_logistic, optimise
 from .splits import check_classes, make_split, read_split, take_fraction, write_split
 from .tasks import TASKS, Classification, Task
+from .tasks.segmentation import foreground_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -266,8 +267,12 @@ def _plan(
     if path.is_file():
         return Plan.from_dict(read_yaml(path))
     crop = (record.get("input") or {}).get("crop")
-    metas = [case.meta for case in data.cases if split[case.key] == "train"]
-    plan = make_plan(config.task, config, metas, encoder, device=device.type, crop=crop)
+    train = [case for case in data.cases if split[case.key] == "train"]
+    metas = [case.meta for case in train]
+    foreground = foreground_statistics(data, train) if config.task.kind == "segmentation" else None
+    plan = make_plan(
+        config.task, config, metas, encoder, device=device.type, crop=crop, foreground=foreground
+    )
     logger.info("plan: patch %s, batch %d, spacing %s, %d training cases",
                 "×".join(map(str, plan.patch)), plan.batch, plan.spacing, len(metas))  # fmt: skip
     write_text(path, to_yaml(plan.to_dict()))

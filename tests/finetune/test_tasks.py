@@ -14,6 +14,7 @@ from medloom.data.errors import CollectionError, ConfigError
 from medloom.finetune.augment import augment
 from medloom.finetune.config import AugmentConfig, find_task, load_config
 from medloom.finetune.data import prepare
+from medloom.finetune.tasks.segmentation import foreground_statistics
 from torch import nn
 
 
@@ -168,6 +169,29 @@ def test_only_the_axes_of_the_record_are_mirrored() -> None:
     kinds = [torch.equal(m, straight) - torch.equal(m, mirrored) for m in moved]
     assert set(kinds) == {1, -1}
     assert torch.equal(augment(image, None, torch.arange(32), config, seed=0)[0], image)
+
+
+def test_intensity_changes_are_small_against_the_structures() -> None:
+    """CT: structures at 0.1 with a deviation of 0.03 in a range of -1 .. 1 must stay where they are."""
+    torch.manual_seed(0)
+    image = torch.full((64, 1, 8, 8, 8), -1.0)
+    image[:, :, 2:6] = 0.1 + 0.03 * torch.randn(64, 1, 4, 8, 8)
+    config = AugmentConfig(affine=0.0, intensity=1.0, noise=1.0)
+    moved, _ = augment(image, None, torch.arange(64), config, seed=0, foreground=[0.1, 0.03])
+    shift = (moved[:, :, 2:6].mean(dim=(1, 2, 3, 4)) - image[:, :, 2:6].mean(dim=(1, 2, 3, 4))).abs()
+    assert 0 < float(shift.max()) < 0.2 * 0.03 * 1.5
+    wild, _ = augment(image, None, torch.arange(64), config, seed=0)
+    assert float((wild - image)[:, :, 2:6].abs().mean()) > float((moved - image)[:, :, 2:6].abs().mean()) * 3
+
+
+def test_the_stem_sees_standardised_structures(volumes: Path, task_of: Callable[..., Any]) -> None:
+    task = task_of(volumes)
+    mean, deviation = foreground_statistics(task.data, task.cases["train"])
+    case = task.cases["train"][0]
+    image, mask = task.normalised(case, task.data.image(case))[0], task.data.mask(case)
+    inside = (image[mask > 0] - mean) / deviation
+    assert abs(float(inside.mean())) < 1.5
+    assert 0.3 < float(inside.std()) < 3
 
 
 def test_images_without_a_mask_are_left_out_and_listed(workshop: Any, tmp_path: Path) -> None:
