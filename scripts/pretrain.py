@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Pretrain and say where the encoder is."""
     import os
 
+    from ..finetune.report import write_report
     from ..pretrain.config import load_config
     from ..pretrain.run import pretrain
     from .console import progress_bar, say
@@ -33,7 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
         with progress_bar() as progress:
             folder = pretrain(config, progress=progress)
-        say(f"run: {folder}")
+        say(f"run:    {folder}")
+        page = write_report(folder / "report.html", evaluations=[], pretrain_runs=[folder], title=config.name)
+        say(f"report: {page}")
         say(f"next: medloom finetune TASK --encoder {folder}")
     else:
         pretrain(config)
