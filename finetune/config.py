@@ -129,10 +129,15 @@ def load_config(task: Path | str, dotlist: Sequence[str] = ()) -> FinetuneConfig
     path = find_task(task)
     values = read_yaml(path)
     if "task" in values:
-        return structured(FinetuneConfig, values, list(dotlist), where=str(path))
-    defaults = values.pop("defaults", None) or {}
-    layers = ({"root": _default_root(path)}, {"task": values}, defaults)
-    return structured(FinetuneConfig, *layers, list(dotlist), where=str(path))
+        config = structured(FinetuneConfig, values, list(dotlist), where=str(path))
+    else:
+        defaults = values.pop("defaults", None) or {}
+        layers = ({"root": _default_root(path)}, {"task": values}, defaults)
+        config = structured(FinetuneConfig, *layers, list(dotlist), where=str(path))
+    # Absolute, so that a run can be continued and evaluated from another folder.
+    config.root = str(Path(config.root or ".").expanduser().absolute())
+    config.encoder = _absolute(config.encoder)
+    return config
 
 
 def find_task(task: Path | str) -> Path:
@@ -153,6 +158,13 @@ def find_task(task: Path | str) -> Path:
     if name not in shipped:
         raise ConfigError(f"unknown task {str(task)!r}{nearest(name, set(shipped))}")
     return shipped[name]
+
+
+def _absolute(encoder: str) -> str:
+    """An encoder that names something on this disk, with its whole path; `random:` is kept in front."""
+    prefix = "random:" if encoder.startswith("random:") else ""
+    path = Path(encoder.removeprefix(prefix)).expanduser()
+    return f"{prefix}{path.absolute()}" if path.exists() else encoder
 
 
 def _default_root(path: Path) -> str:
