@@ -4,7 +4,8 @@
 to look for: structure that continues across hidden patches, not brightness (see MAE.panel).
 `features`: the first three principal components of the patch tokens of all shown images together, as red,
 green and blue beside the image. Collapse shows as one colour, noise as confetti; good tokens colour the same
-tissue alike in different images. Volumes show their middle slice. A panel costs one forward pass.
+tissue alike in different images. Volumes show their middle slice as radiologists look at it (front up, the
+patient's right on the left). A panel costs one forward pass.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def token_colours(image: Tensor, encoder: Encoder) -> np.ndarray | None:
     scaled = ((projected - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)
     cube = scaled.reshape(tokens.shape[0], *features.grid, 3)
     if len(features.grid) == 3:
-        cube = cube[:, features.grid[0] // 2]
+        cube = cube[:, features.grid[0] // 2].flip(1, 2)
     return (cube.numpy() * 255).astype(np.uint8)
 
 
@@ -103,7 +104,7 @@ def slices(image: Tensor, mean: Tensor, std: Tensor) -> np.ndarray:
     shape = (*mean.shape, *[1] * (image.ndim - 2))
     array = (image.detach().float() * std.reshape(shape) + mean.reshape(shape)).cpu().numpy()
     if array.ndim == 5:
-        array = array[:, :, array.shape[2] // 2]
+        array = array[:, :, array.shape[2] // 2, ::-1, ::-1]
     if array.shape[1] != 3:
         array = np.repeat(array[:, :1], 3, axis=1)
     return np.moveaxis(array, 1, -1)

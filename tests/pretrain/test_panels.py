@@ -55,6 +55,9 @@ def test_the_middle_slice_in_the_units_of_the_file() -> None:
     assert shown.shape == (2, 3, 3, 3)
     assert shown[0, 0, 0].tolist() == [14.0] * 3
     assert shown[1, 0, 0].tolist() == [26.0] * 3
+    corner = torch.zeros(1, 1, 2, 3, 4)
+    corner[..., -1, -1] = 1  # in front, on the patient's right
+    assert np.argwhere(slices(corner, torch.zeros(1, 1), torch.ones(1, 1))[0, ..., 0]).tolist() == [[0, 0]]
 
 
 def test_the_window_is_that_of_the_input() -> None:
