@@ -22,6 +22,8 @@ from .errors import ConfigError, nearest
 
 T = TypeVar("T")
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # in a checkout and in an installed wheel alike
+
 Layer = Path | Mapping[str, Any] | Sequence[str] | None
 
 
@@ -80,6 +82,27 @@ def polymorphic(section: Mapping[str, Any], classes: Mapping[str, type], where: 
     named = any(field.name == "name" for field in dataclasses.fields(schema))
     values = {key: value for key, value in section.items() if named or key != "name"}
     return chosen, structured(schema, values, where=f"{where} ({name})")
+
+
+def find_config(kind: str, name: str | Path) -> Path:
+    """Path of a configuration that the user named: a file, or a shipped one (`realdata-busi`) of that kind.
+
+    Args:
+        kind: folder of the shipped ones: collections, pretrain or tasks. `_` and `-` are the same in a name.
+
+    Raises:
+        ConfigError: neither a file nor a shipped name; lists the near ones.
+    """
+    path = Path(name)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path  # read_yaml reports a missing file with the near names of its folder
+    shipped = {item.stem: item for item in CONFIGS.joinpath(kind).glob("*.yaml")}
+    wanted = str(name).replace("_", "-")
+    if wanted not in shipped:
+        raise ConfigError(
+            f"{name}: no such file, and no shipped {kind} of that name{nearest(wanted, set(shipped))}"
+        )
+    return shipped[wanted]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from ..data.config import read_yaml, structured
+from ..data.config import find_config, read_yaml, structured
 from ..data.errors import ConfigError, nearest
 from .record import TaskRecord
 
@@ -126,7 +126,7 @@ def load_config(task: Path | str, dotlist: Sequence[str] = ()) -> FinetuneConfig
     Raises:
         ConfigError: no such task (with near names), unknown key, wrong type, missing `encoder`.
     """
-    path = find_task(task)
+    path = find_config("tasks", task)
     values = read_yaml(path)
     if "task" in values:
         config = structured(FinetuneConfig, values, list(dotlist), where=str(path))
@@ -138,26 +138,6 @@ def load_config(task: Path | str, dotlist: Sequence[str] = ()) -> FinetuneConfig
     config.root = str(Path(config.root or ".").expanduser().absolute())
     config.encoder = _absolute(config.encoder)
     return config
-
-
-def find_task(task: Path | str) -> Path:
-    """Path of a task record, given as a path or as the name of a shipped one.
-
-    Raises:
-        ConfigError: neither a file nor a shipped name; lists the near ones.
-    """
-    from .. import configs
-
-    path = Path(task)
-    if path.suffix in (".yaml", ".yml"):
-        return path  # a missing file is reported by read_yaml, with the near names of its folder
-    shipped = {
-        item.stem: item for folder in configs.__path__ for item in Path(folder, "tasks").glob("*.yaml")
-    }
-    name = str(task).replace("_", "-")
-    if name not in shipped:
-        raise ConfigError(f"unknown task {str(task)!r}{nearest(name, set(shipped))}")
-    return shipped[name]
 
 
 def _absolute(encoder: str) -> str:

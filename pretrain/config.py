@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.config import polymorphic, read_yaml, structured, to_dict
+from ..data.config import find_config, polymorphic, read_yaml, structured, to_dict
 from ..data.errors import ConfigError, nearest
 from ..data.stream import StreamConfig
-
-RECIPES = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
@@ -120,8 +118,8 @@ def load_config(path_or_name: str | Path, dotlist: list[str] | tuple[str, ...] =
     Raises:
         ConfigError: no such file, unknown key, wrong type, values that contradict each other.
     """
-    return complete(structured(PretrainConfig, read_yaml(_locate(path_or_name)), list(dotlist),
-                               where=str(path_or_name)))  # fmt: skip
+    values = read_yaml(find_config("pretrain", path_or_name))
+    return complete(structured(PretrainConfig, values, list(dotlist), where=str(path_or_name)))
 
 
 def complete(config: PretrainConfig) -> PretrainConfig:
@@ -214,17 +212,6 @@ def _check(config: PretrainConfig) -> None:
     if config.tracking.wandb not in WANDB_MODES:
         hint = nearest(config.tracking.wandb, set(WANDB_MODES))
         raise ConfigError(f"tracking.wandb is {config.tracking.wandb!r}{hint}")
-
-
-def _locate(path_or_name: str | Path) -> Path:
-    path = Path(path_or_name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return path
-    shipped = RECIPES / f"{path_or_name}.yaml"
-    if shipped.is_file():
-        return shipped
-    known = {recipe.stem for recipe in RECIPES.glob("*.yaml")}
-    raise ConfigError(f"{path_or_name}: no such file or recipe{nearest(str(path_or_name), known)}")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -93,7 +93,6 @@ def _pretrain(track: Track, shards: Path, out: Path, seed: int, *, quick: bool) 
     from ..pretrain.config import load_config
     from ..pretrain.run import pretrain
     from .console import progress_bar
-    from .finder import shipped
 
     folder = out / track.recipe
     overrides = [
@@ -105,7 +104,7 @@ def _pretrain(track: Track, shards: Path, out: Path, seed: int, *, quick: bool) 
     if quick:
         overrides += ["trainer.steps=6", "trainer.log_every=2", "probe.every_steps=3"]
     with progress_bar() as progress:
-        return pretrain(load_config(shipped("pretrain", track.recipe), overrides), progress=progress)
+        return pretrain(load_config(track.recipe, overrides), progress=progress)
 
 
 def _evaluate(track: Track, encoder: Path, root: Path, out: Path, seed: int, *, quick: bool) -> Path:
@@ -113,7 +112,6 @@ def _evaluate(track: Track, encoder: Path, root: Path, out: Path, seed: int, *, 
     from ..finetune.evaluate import evaluate
     from ..finetune.run import finetune
     from .console import progress_bar
-    from .finder import shipped
 
     overrides = [
         f"encoder={encoder}",
@@ -125,5 +123,5 @@ def _evaluate(track: Track, encoder: Path, root: Path, out: Path, seed: int, *, 
     if quick:
         overrides.append("steps=4")
     with progress_bar() as progress:
-        folder = finetune(load_config(shipped("tasks", track.task), overrides), progress=progress)
+        folder = finetune(load_config(track.task, overrides), progress=progress)
         return evaluate(folder, progress=progress)

@@ -34,7 +34,6 @@ def run(arguments: argparse.Namespace) -> int:
     from ..finetune.config import load_config
     from ..finetune.run import finetune
     from .console import progress_bar, say
-    from .finder import shipped
 
     named = {
         "encoder": arguments.encoder,
@@ -45,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     dotlist = [f"{key}={value}" for key, value in named.items() if value is not None]
     if arguments.no_baseline:
         dotlist.append("baseline=false")
-    config = load_config(shipped("tasks", arguments.task), [*dotlist, *arguments.overrides])
+    config = load_config(arguments.task, [*dotlist, *arguments.overrides])
     with progress_bar() as progress:
         folder = finetune(config, progress=progress)
     say(f"run: {folder}")

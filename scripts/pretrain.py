@@ -28,9 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..pretrain.config import load_config
     from ..pretrain.run import pretrain
     from .console import progress_bar, say
-    from .finder import shipped
 
-    config = load_config(shipped("pretrain", arguments.config), arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides)
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
         with progress_bar() as progress:
             folder = pretrain(config, progress=progress)

@@ -41,11 +41,10 @@ def run_build(arguments: argparse.Namespace) -> int:
     """Build, then say what was written, refused and held out."""
     from ..data.build import build
     from ..data.collection import Collection
+    from ..data.config import find_config
     from .console import progress_bar, say, size
-    from .finder import shipped
 
-    path = shipped("collections", arguments.collection)
-    collection = Collection.load(path, root=arguments.root)
+    collection = Collection.load(find_config("collections", arguments.collection), root=arguments.root)
     with progress_bar() as progress:
         result = build(
             collection, arguments.out, workers=arguments.workers,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from medloom.data.config import polymorphic
-from medloom.pretrain.config import RECIPES, load_config, per_rank_batch
+from medloom.data.config import CONFIGS, polymorphic
+from medloom.pretrain.config import load_config, per_rank_batch
 from medloom.pretrain.encoders import build_encoder
 from medloom.pretrain.objectives import OBJECTIVES
 
-ALL = sorted(RECIPES.glob("*.yaml"))
+ALL = sorted(CONFIGS.glob("pretrain/*.yaml"))
 
 
 def test_there_are_recipes() -> None:

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+from medloom.data.config import find_config
 from medloom.scripts import cli
-from medloom.scripts.finder import shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,14 +42,14 @@ def test_documented_commands_are_real(page: str, line: str) -> None:
     if argv[0] == "pretrain":
         from medloom.pretrain.config import load_config
 
-        assert load_config(shipped("pretrain", arguments.config), arguments.overrides).trainer.steps > 0
+        assert load_config(arguments.config, arguments.overrides).trainer.steps > 0
     elif argv[0] == "finetune":
         from medloom.finetune.config import load_config as load_task
 
         overrides = [f"encoder={arguments.encoder}", *arguments.overrides]
-        assert load_task(shipped("tasks", arguments.task), overrides).steps > 0
+        assert load_task(arguments.task, overrides).steps > 0
     elif argv[:2] == ["shards", "build"] and "/" not in arguments.collection:
-        assert shipped("collections", arguments.collection).exists()
+        assert find_config("collections", arguments.collection).exists()
 
 
 def test_the_readme_shows_the_whole_path() -> None:

@@ -10,9 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from medloom.data.config import find_config
 from medloom.data.errors import CollectionError, ConfigError
 from medloom.finetune.augment import augment
-from medloom.finetune.config import AugmentConfig, find_task, load_config
+from medloom.finetune.config import AugmentConfig, load_config
 from medloom.finetune.data import prepare
 from medloom.finetune.tasks.segmentation import foreground_statistics
 from torch import nn
@@ -233,9 +234,9 @@ def test_every_shipped_record_loads_and_names_are_forgiving() -> None:
         config = load_config(name, ["encoder=x"])
         assert config.task.name == name
         assert config.task.metrics
-    assert find_task("phantom_ct_lesion") == find_task("phantom-ct-lesion")
+    assert find_config("tasks", "phantom_ct_lesion") == find_config("tasks", "phantom-ct-lesion")
     with pytest.raises(ConfigError, match="realdata-busi"):
-        find_task("realdata-bsui")
+        find_config("tasks", "realdata-bsui")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_wheel_installs_and_runs_elsewhere(tmp_path: Path) -> None:
     shown = python("import medloom.data; print(medloom.data.__file__)", elsewhere, site)
     assert shown.stdout.startswith(str(site)), shown.stdout + shown.stderr
     found = python(
-        "from medloom.scripts.finder import shipped; print(shipped('pretrain', 'phantom-mae-2d'))",
+        "from medloom.data.config import find_config; print(find_config('pretrain', 'phantom-mae-2d'))",
         elsewhere,
         site,
     )
