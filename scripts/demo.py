@@ -109,7 +109,7 @@ def _pretrain(track: Track, shards: Path, out: Path, seed: int, *, quick: bool) 
 
 def _evaluate(track: Track, encoder: Path, root: Path, out: Path, seed: int, *, quick: bool) -> Path:
     from ..finetune.config import load_config
-    from ..finetune.evaluate import evaluate
+    from ..finetune.evaluation import evaluate
     from ..finetune.run import finetune
     from .console import progress_bar
 

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate every arm of the run and print the table."""
-    from ..finetune.evaluate import evaluate
+    from ..finetune.evaluation import evaluate
     from .console import print_table, progress_bar, say
 
     with progress_bar() as progress:

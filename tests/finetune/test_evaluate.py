@@ -1,4 +1,4 @@
-"""finetune/evaluate.py, scoring, leakage, overlays: every number comes from the long table."""
+"""finetune/evaluation.py, scoring, leakage, overlays: every number comes from the long table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from medloom.data.errors import CheckpointError, ConfigError
 from medloom.finetune.data import Case
-from medloom.finetune.evaluate import evaluate
+from medloom.finetune.evaluation import evaluate
 from medloom.finetune.leakage import statement
 from medloom.finetune.record import TaskRecord
 from PIL import Image
