@@ -1,6 +1,6 @@
 """Fine-tuning and evaluation on held-out tasks. Imports pretrain and data.
 
-Public: `evaluate`. (Its module is called `evaluation`: a module of the same name would hide the function as soon
+Public: `evaluate`. (Its module is called `evaluation`: one of the same name would hide the function as soon
 as anything imported it.)
 """
 
