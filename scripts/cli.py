@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     from ..data.errors import MedloomError
     from .console import complain, setup_logging
+
+    # Read by OpenMP when torch is imported: threads that wait sleep instead of spinning. On a machine that is
+    # shared, or has more processes than cores, steps of small networks are up to ten times faster.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     setup_logging(verbose=arguments.verbose)
     try:

@@ -33,6 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
         with progress_bar() as progress:
             folder = pretrain(config, progress=progress)
+        if not (folder / "encoder.json").exists():
+            say(f"stopped before the last step; continue with the same command and resume=true ({folder})")
+            return 0
         say(f"run:    {folder}")
         page = write_report(folder / "report.html", evaluations=[], pretrain_runs=[folder], title=config.name)
         say(f"report: {page}")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: as the command line does
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
