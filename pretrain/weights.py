@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.atomic import replacing, write_json
+from ..data.atomic import write_bytes, write_json
 from ..data.config import to_dict
 from ..data.errors import CheckpointError, ConfigError, nearest
 from .encoders import ENCODERS, Encoder, build_encoder
@@ -46,7 +46,7 @@ def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) 
         ValueError: a provenance key that medloom itself writes.
         CheckpointError: the folder cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     description = {**_describe(encoder), "file": WEIGHTS}
     clash = sorted({*description, "bytes", "sha256"} & set(provenance))
@@ -59,8 +59,8 @@ def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) 
     weights = Path(folder) / WEIGHTS
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(weights) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+        # As bytes, because save_file makes files that nobody else on a shared disk may read.
+        write_bytes(weights, save(tensors, metadata={"format": "pt"}))
         write_json(weights.parent / RECORD, {**provenance, **description, **_fingerprint(weights)})
         config = encoder.timm_config()
         if config is not None:
