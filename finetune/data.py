@@ -10,12 +10,14 @@ Everything written here carries salted keys only.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,7 @@ def prepare(
     Args:
         root: folder that the source's own `root` is relative to.
         cache: parent of the task caches; None: $XDG_CACHE_HOME/medloom/tasks.
+        workers: processes that build the shards.
 
     Raises:
         CollectionError: missing folder, no usable case, a mask value that `structures` does not declare.
@@ -174,7 +177,8 @@ def prepare(
     collection = _collection(record, folder / "sources", identity, Path(root))
     name = hashlib.blake2b((identity + salt_fingerprint(collection.salt)).encode(), digest_size=6).hexdigest()
     shards_folder = folder / f"{record.name}-{name}"
-    built = build(collection, shards_folder, workers=workers, progress=progress, keep_held_out=True)
+    with _alone(folder / "sources" / f"{shards_folder.name}.lock"):
+        built = build(collection, shards_folder, workers=workers, progress=progress, keep_held_out=True)
     failures = [{"key": failure.key, "reason": failure.reason} for failure in built.failures]
     data = TaskData(Shards.open(shards_folder), [], failures, _ranks(collection))
     _list_cases(record, data)
@@ -193,6 +197,17 @@ def prepare(
     if record.kind == "segmentation":
         _survey(record, data, shards_folder, progress)
     return data
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait for other runs of the same task (a sweep of seeds starts them together); the first one builds."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have no locks
+            logger.debug("%s cannot be locked (%s)", path, error)
+        yield
 
 
 def default_cache() -> Path:

@@ -62,11 +62,17 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> Path:
     with _opened(folder, config):
         encoder, report = load_encoder(config.encoder)
         logger.info("%s", report)
-        data = prepare(config.task, root=config.root or ".", cache=config.cache, progress=progress)
+        data = prepare(
+            config.task,
+            root=config.root or ".",
+            cache=config.cache,
+            workers=config.workers or 1,
+            progress=progress,
+        )
         split = _split(folder, config, data)
         plan = _plan(folder, config, data, split, encoder, report.record, device)
         if not (folder / ENCODER).exists():
-            write_json(folder / ENCODER, report.record or {"source": _public(config.encoder)})
+            write_json(folder / ENCODER, _provenance(config.encoder, report.record))
         task = TASKS[config.task.kind](config, data, plan, split)
         stop.install()
         try:
@@ -244,7 +250,7 @@ def _split(folder: Path, config: FinetuneConfig, data: TaskData) -> dict[str, st
         return split
     split = make_split(items, config.task.split, data.rank)
     train = [item for item in items if split[item.key] == "train"]
-    used = {item.key for item in take_fraction(train, config.fraction, config.task.split.seed)}
+    used = {item.key for item in take_fraction(train, config.fraction, config.seed)}
     final = {key: part if part != "train" or key in used else "unused" for key, part in split.items()}
     if config.task.kind == "classification":
         check_classes(items, final, config.task.classes)
@@ -277,6 +283,15 @@ def _plan(
                 "×".join(map(str, plan.patch)), plan.batch, plan.spacing, len(metas))  # fmt: skip
     write_text(path, to_yaml(plan.to_dict()))
     return plan
+
+
+def _provenance(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """encoder.json of the run: the encoder's own; of weights that have none, their name."""
+    if name.startswith(
+        "random:"
+    ):  # the record is that of the architecture's source: nothing of it was learnt
+        return {"source": _public(name)}
+    return dict(record) or {"source": _public(name)}
 
 
 def _public(name: str) -> str:

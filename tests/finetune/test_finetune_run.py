@@ -176,6 +176,20 @@ def test_an_encoder_of_the_wrong_dimension_is_refused(workshop: Any, volumes: Pa
         finetune(config)
 
 
+def test_random_weights_do_not_inherit_the_history_of_their_architecture(
+    workshop: Any, pictures: Path, tmp_path: Path
+) -> None:
+    config = workshop.config(
+        pictures,
+        tmp_path / "run",
+        f"encoder=random:{workshop.root / 'encoder2d'}",
+        "protocol=linear",
+        "baseline=false",
+    )
+    record = json.loads((finetune(config) / "encoder.json").read_text())
+    assert record == {"source": "random:encoder2d"}
+
+
 def test_a_class_without_a_test_case_is_refused(workshop: Any, pictures: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(pictures.read_text()) | {
         "classes": ["dark", "bright", "striped"],

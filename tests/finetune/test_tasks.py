@@ -276,3 +276,20 @@ def record_of(workshop: Any, name: str, root: str) -> Path:
         "source": {"dataset": "volumes", "layout": "table", "root": root, "modality": "mri",
                    "options": {"mask": "mask", "subject": "subject", "split": "split"}},
     })  # fmt: skip
+
+
+def test_two_runs_that_start_together_share_one_build(workshop: Any, volumes: Path, tmp_path: Path) -> None:
+    import threading
+
+    config = workshop.config(volumes, tmp_path / "run")
+    found: list[int] = []
+
+    def open_task() -> None:
+        found.append(len(prepare(config.task, root=workshop.root, cache=tmp_path / "cache").cases))
+
+    threads = [threading.Thread(target=open_task) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [10, 10]
