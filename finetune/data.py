@@ -268,7 +268,7 @@ def _survey(record: TaskRecord, data: TaskData, folder: Path, progress: Progress
         found: dict[str, np.ndarray] = {}
         for done, case in enumerate(data.cases):
             if progress:
-                progress(done, len(data.cases), "masks")
+                progress(done + 1, len(data.cases), "masks")
             labels = data.shards.read_mask(case.ref)
             assert labels is not None
             values = np.unique(labels)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from torch import nn
 
 from ..data.atomic import replacing, sweep, write_json, write_text
 from ..data.config import read_yaml, to_dict, to_yaml
-from ..data.errors import CheckpointError, ConfigError
+from ..data.errors import CheckpointError, ConfigError, MedloomError
 from ..pretrain.encoders import Encoder, build_encoder
 from ..pretrain.folder import environment
 from ..pretrain.preempt import StopSignal
@@ -219,10 +220,16 @@ def _opened(folder: Path, config: FinetuneConfig) -> Iterator[None]:
             logger.warning("%s cannot be locked (%s): do not start this run twice", folder, error)
         for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
             sweep(place)
-        if not existing.is_file():
+        fresh = not existing.is_file()
+        if fresh:
             write_text(existing, to_yaml(config))
         write_json(folder / "env.json", environment())
-        yield
+        try:
+            yield
+        except MedloomError:
+            if fresh and not any(path.is_dir() for path in folder.iterdir()):
+                shutil.rmtree(folder)  # nothing was trained: the corrected command may use the name again
+            raise
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ gigabyte).
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import pickle
@@ -274,4 +275,5 @@ def _near(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; the folder {path.parent} does not exist either"
     beside = {entry.name for entry in path.parent.iterdir()}
-    return nearest(path.name, beside) if beside else f"; {path.parent} is empty"
+    near = difflib.get_close_matches(path.name, beside, n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; {path.parent} holds no such name"

@@ -174,6 +174,7 @@ def test_an_encoder_of_the_wrong_dimension_is_refused(workshop: Any, volumes: Pa
     config = workshop.config(volumes, tmp_path / "run", f"encoder={workshop.root / 'encoder2d'}")
     with pytest.raises(ConfigError, match="give a 3D encoder"):
         finetune(config)
+    assert not (tmp_path / "run").exists(), "the corrected command may use the same name"
 
 
 def test_random_weights_do_not_inherit_the_history_of_their_architecture(
