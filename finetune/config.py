@@ -26,7 +26,9 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 class OptimConfig:
     """AdamW; rates are for the whole (global) batch and are not rescaled."""
 
-    head_lr: float = 1e-3  # decoder or head, in every arm
+    # Decoder or head, in every arm; None: 5e-3 in segmentation, 1e-3 in classification. Measured on the
+    # hippocampus, 300 steps from scratch: validation Dice 0.855 with 5e-3 and 0.827 with 1e-3 (one seed).
+    head_lr: float | None = None
     encoder_lr: float = 2e-4  # pretrained encoder: rate of the last block, before layer-wise decay
     scratch_lr: float = 5e-4  # encoder from random weights, every block alike
     layer_decay: float = 0.75  # factor per block from the last to the first, pretrained encoder only

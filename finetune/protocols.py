@@ -39,6 +39,7 @@ Progress = Callable[[int, int, str], None]
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.jsonl"
 _LOG_EVERY = 10  # steps
+_HEAD_LR = {"segmentation": 5e-3, "classification": 1e-3}
 _SWEEP = tuple(10.0**power for power in range(-5, 3))  # C of the logistic regression
 
 
@@ -116,6 +117,7 @@ def groups(
     for all layers; the head gets `head_lr` in both.
     """
     optim = config.optim
+    head_lr = optim.head_lr if optim.head_lr is not None else _HEAD_LR[config.task.kind]
     encoder = network.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
     result: list[dict[str, Any]] = []
@@ -130,7 +132,7 @@ def groups(
         chosen = [p for name, p in head if decays(name, p) is wanted]
         if chosen:
             result.append({"params": chosen, "weight_decay": optim.weight_decay if wanted else 0.0,
-                           "peak": optim.head_lr})  # fmt: skip
+                           "peak": head_lr})  # fmt: skip
     return result
 
 
