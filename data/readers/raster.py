@@ -73,12 +73,6 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]
     return images
 
 
-def decode_jpeg(data: bytes) -> np.ndarray:
-    """Decode JPEG bytes to uint8 [1 | 3, H, W], exactly as `read` did when it handed them out."""
-    with Pillow.open(io.BytesIO(data)) as picture:
-        return _channels_first(np.asarray(picture))
-
-
 def read_labels(path: Path) -> np.ndarray:
     """Read a label picture: stored integers [1 | 3, H, W]; of a palette the indices, not the colours.
 

@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from medloom.data.errors import ReadError
 from medloom.data.readers import jpeg, raster, read
+from medloom.data.shards.pictures import decode_jpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
 RNG = np.random.default_rng(0)
@@ -189,7 +190,7 @@ def test_jpeg_bytes_lose_their_metadata_and_nothing_else(tmp_path: Path, mode: s
     image = one(path)
     assert image.jpeg is not None and CANARY not in image.jpeg
     assert len(image.jpeg) < len(data)
-    assert np.array_equal(raster.decode_jpeg(image.jpeg), image.array)
+    assert np.array_equal(decode_jpeg(image.jpeg), image.array)
     with Image.open(path) as before, Image.open(io.BytesIO(image.jpeg)) as after:
         assert np.array_equal(np.asarray(before), np.asarray(after))
         assert not after.getexif() and "icc_profile" not in after.info and "comment" not in after.info
@@ -210,14 +211,14 @@ def test_jpeg_thumbnails_and_restart_markers(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(data[:2] + app0 + extension + b"\xff" + data[4 + length :])
     image = one(tmp_path / "a.jpg")
     assert image.jpeg is not None and CANARY[:15] not in image.jpeg
-    assert np.array_equal(raster.decode_jpeg(image.jpeg), image.array)
+    assert np.array_equal(decode_jpeg(image.jpeg), image.array)
 
 
 def test_the_adobe_colour_transform_survives(tmp_path: Path) -> None:
     Image.fromarray(colour()).save(tmp_path / "a.jpg", keep_rgb=True, quality=95)
     image = one(tmp_path / "a.jpg")
     assert np.abs(image.array.astype(int) - colour().transpose(2, 0, 1)).mean() < 4
-    assert image.jpeg is not None and np.array_equal(raster.decode_jpeg(image.jpeg), image.array)
+    assert image.jpeg is not None and np.array_equal(decode_jpeg(image.jpeg), image.array)
 
 
 def test_grey_jpeg_stored_as_rgb_stays_as_it_is(tmp_path: Path) -> None:
@@ -307,4 +308,4 @@ def test_damaged_jpegs_never_raise_anything_but_read_error(tmp_path: Path) -> No
             assert str(error).startswith("a.jpg") and "\n" not in str(error)
         else:
             if images[0].jpeg is not None:
-                assert np.array_equal(raster.decode_jpeg(images[0].jpeg), images[0].array)
+                assert np.array_equal(decode_jpeg(images[0].jpeg), images[0].array)
