@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from medloom.data.errors import ReadError
-from medloom.data.readers import jpeg, raster, read
+from medloom.data.readers import jpeg, read
 from medloom.data.shards.pictures import decode_jpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
