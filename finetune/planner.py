@@ -135,15 +135,35 @@ def make_plan(
             f"give a {found.ndim}D encoder"
         )
     resize = _resize(record, config, found, encoder, crop)
-    place = "cpu" if device == "cpu" else "cuda"
-    cap = _MOST_VOXELS[place, found.ndim]
-    multiple = encoder.patch_size
     given = resize or config.patch or record.patch
-    if given:
-        patch = _checked(given, multiple, record.name)
-    else:
-        patch = shrink(found.shape, multiple, cap)
+    patch, batch, needed, budget = _sizes(record, config, found, encoder, given, device)
     channels = encoder.in_channels if found.channels in (1, encoder.in_channels) else found.channels
+    return Plan(
+        ndim=found.ndim,
+        channels=channels,
+        patch=patch,
+        batch=batch,
+        spacing=None if resize else (list(spacing) if spacing else found.spacing),
+        resize=resize,
+        foreground=list(foreground) if foreground else None,
+        activation_gib=round(needed / 2**30, 3),
+        budget_gib=round(budget / 2**30, 3),
+        fingerprint=found,
+    )
+
+
+def _sizes(
+    record: TaskRecord,
+    config: FinetuneConfig,
+    found: Fingerprint,
+    encoder: Encoder,
+    given: Sequence[int] | None,
+    device: str,
+) -> tuple[list[int], int, float, float]:
+    """(patch, batch, bytes of a step, budget in bytes); a patch that is not given shrinks into the budget."""
+    cap = _MOST_VOXELS["cpu" if device == "cpu" else "cuda", found.ndim]
+    multiple = encoder.patch_size
+    patch = _checked(given, multiple, record.name) if given else shrink(found.shape, multiple, cap)
     budget = (config.memory_gib or _free_gib(device) * _SHARE_OF_MEMORY) * 2**30
     segmentation = record.kind == "segmentation"
     while not given and max(patch) > min(multiple) and _bytes(patch, config, encoder, segmentation) > budget:
@@ -157,18 +177,7 @@ def make_plan(
             f"a step of {batch} × {'×'.join(map(str, patch))} needs about {one * batch / 2**30:.1f} GiB, the "
             f"budget is {budget / 2**30:.1f}: lower batch_size, patch or head.width, or raise memory_gib"
         )
-    return Plan(
-        ndim=found.ndim,
-        channels=channels,
-        patch=patch,
-        batch=batch,
-        spacing=None if resize else (list(spacing) if spacing else found.spacing),
-        resize=resize,
-        foreground=list(foreground) if foreground else None,
-        activation_gib=round(one * batch / 2**30, 3),
-        budget_gib=round(budget / 2**30, 3),
-        fingerprint=found,
-    )
+    return patch, batch, one * batch, budget
 
 
 def shrink(shape: Sequence[int], multiple: Sequence[int], most: int) -> list[int]:

@@ -49,8 +49,8 @@ def results(evaluations: Sequence[Evaluation]) -> str:
     corrected = _corrected(evaluations)
     body = "".join(_task_table(e, corrected) for e in evaluations if e.arms)
     lead = (
-        "Means over test cases with 95 % intervals from a bootstrap over patients; differences are paired by "
-        "case. p: Wilcoxon signed-rank over patients (for set metrics such as AUC a bootstrap test), with "
+        "Means over test cases with 95 % intervals from a bootstrap over subjects; differences are paired by "
+        "case. p: Wilcoxon signed-rank over subjects (for set metrics such as AUC a bootstrap test), with "
         "Holm's correction over all comparisons on this page; intervals are not corrected."
     )
     return section("results", "Results on held-out tasks", lead, body)
@@ -173,7 +173,7 @@ def leakage(evaluations: Sequence[Evaluation]) -> str:
     if rows:
         heads = [("Task", ""), ("Status", ""), ("What was checked", "")]
         body = table("Leakage by task", heads, rows)
-    lead = "Whether images or patients of a test set were seen in pretraining."
+    lead = "Whether images or subjects of a test set were seen in pretraining."
     return section("leakage", "Did pretraining see the test data?", lead, body)
 
 
@@ -305,7 +305,7 @@ def _tested(evaluation: Evaluation) -> str:
     if not found:
         return ""
     patients = len({subject for _, subject in found})
-    return f"{len(found)} test cases of {patients} patient{'s' if patients != 1 else ''}"
+    return f"{len(found)} test cases of {patients} subject{'s' if patients != 1 else ''}"
 
 
 def _others(evaluation: Evaluation, shown_arms: Sequence[str], corrected: dict[int, float]) -> str:

@@ -116,7 +116,7 @@ def verdict(evaluations: Sequence[Evaluation]) -> list[str]:
         count = f"{len(wins)} of {len(lines)} tasks" if wins else f"none of {len(lines)} tasks"
         sentence = f"Pretrained beats {against} on {count}: {'; '.join(_clause(line) for line in lines)}."
     few = [line for line in lines if 0 < line.patients < FEW_PATIENTS]
-    limits = [f"{line.task} was tested on {_count(line.patients, 'patient')} only." for line in few]
+    limits = [f"{line.task} was tested on {_count(line.patients, 'subject')} only." for line in few]
     return [sentence, *limits, *_leaks(evaluations)]
 
 

@@ -46,7 +46,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0 (done), 1 (the command found faults) or 2 (an error the user can mend)."""
+    """Run one command; returns 0 (done), 1 (found faults), 2 (the user can mend it) or 3 (stopped early)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     only = next((word for word in argv if word in COMMANDS), None)
     parser = build_parser(only)

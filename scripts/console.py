@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
+STOPPED = 3  # exit status of a run that was asked to stop early: what follows in a script must not go on
+
 
 def setup_logging(*, verbose: bool = False) -> None:
     """Log medloom at INFO (DEBUG when verbose) and the libraries at WARNING, to stderr."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .console import STOPPED
+
 EXAMPLE = """example:
   medloom finetune realdata-busi --root /data/realdata --encoder runs/mae-2d --out runs/busi
   medloom finetune realdata-hippocampus --root /data/realdata --encoder runs/mae-3d --protocol full steps=600
@@ -47,6 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.task, [*dotlist, *arguments.overrides])
     with progress_bar() as progress:
         folder = finetune(config, progress=progress)
+    if not all((folder / arm / "arm.json").is_file() for arm in config.arms):
+        say(f"stopped before the last step; the same command continues ({folder})")
+        return STOPPED
     say(f"run: {folder}")
     say(f"next: medloom evaluate {folder}")
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from .console import STOPPED
+
 EXAMPLE = """example:
   medloom pretrain realdata-mae-2d data.shards=shards/realdata out=runs/mae-2d
   medloom pretrain realdata-mae-2d data.shards=shards/realdata out=runs/mae-2d resume=true
@@ -35,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
             folder = pretrain(config, progress=progress)
         if not (folder / "encoder.json").exists():
             say(f"stopped before the last step; continue with the same command and resume=true ({folder})")
-            return 0
+            return STOPPED
         say(f"run:    {folder}")
         page = write_report(folder / "report.html", evaluations=[], pretrain_runs=[folder], title=config.name)
         say(f"report: {page}")

@@ -120,7 +120,7 @@ def test_verdict_names_leaks_and_small_tests_and_silence() -> None:
     unknown.leakage = {}
     assert any("is not known" in sentence for sentence in verdict([unknown])[1:])
     few = task("liver", 0.05, 0.02, 0.08, cases=[{"subject": "a"}, {"subject": "b"}])
-    assert "liver was tested on 2 patients only." in verdict([few])
+    assert "liver was tested on 2 subjects only." in verdict([few])
     alone = task("liver", 0.05, 0.02, 0.08)
     alone.comparisons = []
     assert "was not compared with a baseline" in verdict([alone])[0]
