@@ -45,12 +45,23 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse `argv`; `key=value` words may stand anywhere, which argparse alone allows only before options."""
+    arguments, rest = parser.parse_known_args(argv)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word]
+    if rest and (strange or not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 (done), 1 (found faults), 2 (the user can mend it) or 3 (stopped early)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     only = next((word for word in argv if word in COMMANDS), None)
     parser = build_parser(only)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     if arguments.version:
         from importlib.metadata import version
 

@@ -38,7 +38,7 @@ def words(line: str) -> list[str]:
 def test_documented_commands_are_real(page: str, line: str) -> None:
     argv = words(line)
     parser = cli.build_parser(argv[0])
-    arguments = parser.parse_args(argv)  # exits on an unknown flag
+    arguments = cli.parse(parser, argv)  # exits on an unknown flag
     if argv[0] == "pretrain":
         from medloom.pretrain.config import load_config
 

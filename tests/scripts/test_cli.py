@@ -43,6 +43,30 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert "invalid choice" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["finetune", "phantom-ct-lesion", "steps=3", "seed=1", "--encoder", "x"],
+        ["finetune", "phantom-ct-lesion", "--encoder", "x", "steps=3", "seed=1"],
+        ["finetune", "phantom-ct-lesion", "steps=3", "--encoder", "x", "seed=1"],
+    ],
+)
+def test_overrides_may_stand_anywhere(words: list[str]) -> None:
+    assert cli.parse(cli.build_parser("finetune"), words).overrides == ["steps=3", "seed=1"]
+
+
+@pytest.mark.parametrize(
+    "words", [["doctor", "a=b"], ["pretrain", "x", "--steps=3"], ["pretrain", "x", "steps"]]
+)
+def test_what_is_no_override_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if words[-1] == "steps":  # a bare word is taken as an override and refused by the configuration
+        assert cli.main(["pretrain", "phantom-mae-2d", "steps"]) == 2
+    else:
+        with pytest.raises(SystemExit):
+            cli.parse(cli.build_parser(words[0]), words)
+    assert words[-1] in capsys.readouterr().err
+
+
 def test_a_users_mistake_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pretrain", "phantom-mae-2"]) == 2
     shown = capsys.readouterr().err.strip()
