@@ -3,7 +3,7 @@
 The choice: every arm of a run (pretrained and from scratch) reads the same cases in the same order for the
 same number of steps; only the initial weights and the learning rates differ. Rates have separate defaults
 for pretrained and random encoders, because one rate for both would favour one arm: fine-tuning wants about
-a third of the rate of scratch training for transformers and layer-wise decay (RECIPES.md, fine-tune rows).
+a third of the rate of scratch training for transformers, and layer-wise decay (arXiv 2412.17041).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] | None = None) -> Path:
-    """Train and return the run folder; see ARCHITECTURE for what is in it.
+    """Train and return the run folder; docs/pretraining.md says what is in it.
 
     A run that was asked to stop (SIGTERM, SIGUSR1, Ctrl-C) returns after its checkpoint, without an encoder
     artefact; under SLURM it asks to be queued again.

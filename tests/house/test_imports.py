@@ -1,4 +1,4 @@
-"""Import direction data <- pretrain <- finetune <- scripts, packaging lists, and the limits of STYLE.md."""
+"""Import direction data <- pretrain <- finetune <- scripts, packaging lists, and the limits of CONTRIBUTING.md."""
 
 from __future__ import annotations
 
