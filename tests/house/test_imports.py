@@ -1,4 +1,4 @@
-"""Import direction data <- pretrain <- finetune <- scripts, packaging lists, and the limits of CONTRIBUTING.md."""
+"""Import direction data <- pretrain <- finetune <- scripts, packaging lists, the limits of the house."""
 
 from __future__ import annotations
 
