@@ -90,8 +90,8 @@ def test_voxels_equal_monai_on_200_random_cases() -> None:
                 *masks, include_background=True, percentile=percentile, spacing=list(spacing)
             )
             assert hausdorff(ours, percentile) == pytest.approx(
-                float(expected), rel=1e-5
-            )  # theirs is float32
+                float(expected), rel=1e-5, abs=1e-5
+            )  # theirs interpolates percentiles of tens of mm in float32
         expected = compute_average_surface_distance(
             *masks, include_background=True, symmetric=True, spacing=list(spacing)
         )
