@@ -163,6 +163,14 @@ def subject_pattern(text: str | None, key: str = "options.subject_pattern") -> r
     return pattern
 
 
+def subject_in(name: str, pattern: re.Pattern[str] | None) -> str:
+    """The subject that `pattern` finds in a record's name ("": it does not match); the name without one."""
+    if pattern is None:
+        return name
+    found = pattern.search(name)
+    return (found.group(1) or "") if found else ""
+
+
 def compiled(text: str, key: str) -> re.Pattern[str]:
     """`re.compile` whose error names the key. Raises ConfigError."""
     try:

@@ -26,6 +26,7 @@ from .base import (
     parse_split,
     readable,
     stem_of,
+    subject_in,
     subject_pattern,
     walk,
 )
@@ -71,12 +72,12 @@ def scan(
                 raise CollectionError(f"{root / folders[0]}: {error}; or set split_folders: false") from error
             folders = folders[1:]
         own_masks = masks.get(_without_suffix(name), []) if masks else []
-        found = pattern.search(name) if pattern else None
+        subject = subject_in(name, pattern)
         reason = readable(path)
         if reason is None and len(own_masks) > 1:
             both = ", ".join(mask.name for mask in own_masks)
             reason = f"has {len(own_masks)} masks ({both}); merge them into one label map"
-        if reason is None and pattern and (found is None or not found.group(1)):
+        if reason is None and not subject:
             reason = f"options.subject_pattern {options.subject_pattern!r} does not match"
         if reason is not None:
             yield Refusal(name, path, reason)
@@ -84,7 +85,7 @@ def scan(
         yield Record(
             dataset=source.dataset,
             name=name,
-            subject=found.group(1) if found else name,
+            subject=subject,
             paths=(path,),
             modality=source.modality,
             organ=source.organ,
