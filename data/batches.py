@@ -7,8 +7,10 @@ another. The price: the global batch must divide by ranks x micro-batches, which
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,11 +76,25 @@ class PositionBatches(Sampler[list[int]]):
 
 
 def start_worker(_: int) -> None:
-    """Leave signals to the training process: a preemption must not kill the workers before the checkpoint."""
-    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+    """Leave signals to the training process: a preemption must not kill the workers before the checkpoint.
+
+    SIGTERM ends a worker only when its parent sends it: that is how multiprocessing ends what is left when
+    Python exits, and then waits without a limit.
+    """
+    for name in ("SIGUSR1", "SIGINT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, name="signals", daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """Wait for SIGTERM and leave when the parent sent it; a handler in Python could not tell who did."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

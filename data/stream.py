@@ -308,9 +308,8 @@ class Stream(Dataset):
 class Loader(DataLoader[Any]):
     """A DataLoader that ends well.
 
-    A worker's `ShardError` arrives as the one line that was raised. Workers ignore SIGTERM (see
-    `start_worker`), with which multiprocessing ends them when Python exits; where a traceback still holds the
-    iterator that would wait for ever, so all loaders are closed before.
+    A worker's `ShardError` arrives as the one line that was raised. A failed iteration ends its workers at
+    once: left to the garbage collector, which may close their queues first, torch waits ten seconds for them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -320,7 +319,10 @@ class Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
             yield from super().__iter__()
-        except ShardError as error:
+        except Exception as error:
+            self.close()
+            if not isinstance(error, ShardError):
+                raise
             line = str(error).strip().splitlines()[-1]
             raise ShardError(line.removeprefix(f"{ShardError.__module__}.{ShardError.__name__}: ")) from error
 

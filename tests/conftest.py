@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,17 @@ def _private_homes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("MEDLOOM_SALT", raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """Python waits for such processes when it exits: a leak would hang the run after its last test."""
+    yield
+    gc.collect()
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    assert not left, f"tests left processes running: {left}"
 
 
 @pytest.fixture(scope="session")
