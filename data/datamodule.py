@@ -15,7 +15,9 @@ from typing import Any
 import pytorch_lightning as pl
 
 from .errors import ConfigError
-from .stream import Loader, Stream, StreamConfig, loader
+from .loader import Loader, loader
+from .stream import Stream
+from .stream_config import StreamConfig
 
 log = logging.getLogger(__name__)
 

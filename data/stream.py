@@ -9,19 +9,14 @@ grey and colour, or 8 and 16 bit, is widened to the larger of both.
 
 from __future__ import annotations
 
-import atexit
 import logging
-import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from .batches import PositionBatches, check_shared_memory, collate, start_worker
 from .crops import PICTURE_DRAWS, VOLUME_DRAWS, channel_choice, pad_to, picture_box, volume_box
 from .draws import bits, uniform
 from .errors import ConfigError, ShardError, nearest
@@ -32,81 +27,12 @@ from .sample import MODALITIES, Modality
 from .shards.format import partition
 from .shards.manifest import SourceEntry
 from .shards.reader import SampleRef, Shards
+from .stream_config import StreamConfig
 
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 8  # substitutes for one position before the stream gives up
 _MODALITY_CODES = {modality: code for code, modality in enumerate(MODALITIES)}
-
-
-@dataclass(kw_only=True)
-class StreamConfig:
-    """What a training run reads. Numbers are global unless they say otherwise."""
-
-    shards: str = ""  # folder with manifest.json
-    ndim: int = 2  # 2 reads the images, 3 the volumes; one step has one shape class on all ranks
-    crop: list[int] = field(default_factory=lambda: [224, 224])  # output size in pixels, (H, W) or (D, H, W)
-    batch_size: int = 256  # global: samples an optimiser step, over all ranks and accumulation
-    channels: int | None = (
-        None  # channels the encoder sees; None: 3 for images, 1 for volumes (`in_channels`)
-    )
-    crop_scale: list[float] = field(default_factory=lambda: [0.4, 1.0])  # 2D: share of the image's area
-    aspect: list[float] = field(default_factory=lambda: [0.75, 4 / 3])  # 2D: width / height of the box
-    foreground: float = 0.5  # 3D: share of the crops that are centred on a brick with tissue
-    snap: int = 32  # 3D: origins are multiples of this many voxels where the volume is larger; 1: any origin
-    alpha: float = 0.5  # a source of N samples is drawn with probability ~ N^alpha; 1: by size, 0: all alike
-    window: int | None = None  # shards shuffled together; None: all of a source (right for local disks)
-    weights: dict[str, float] = field(
-        default_factory=dict
-    )  # factor on the probability of a source or dataset
-    seed: int = 0  # of the order, the crops and the views
-    workers: int = 2  # loader processes a rank; 0 reads in the training process
-    prefetch: int = 2  # batches a worker reads ahead
-    sources: list[str] = field(default_factory=list)  # dataset or source ids to read; empty: all
-    exclude: list[str] = field(default_factory=list)  # dataset or source ids to leave out
-    failure_budget: int = 100  # unreadable samples of one source, in one worker, before the run stops
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the image that the encoder sees: `channels`, or 3 for images and 1 for volumes."""
-        return self.channels if self.channels is not None else (3 if self.ndim == 2 else 1)
-
-    def check(self) -> None:
-        """Refuse values that contradict each other. Raises ConfigError naming the key and the mend."""
-        if self.ndim not in (2, 3):
-            raise ConfigError(f"data.ndim is {self.ndim}: write 2 (images) or 3 (volumes)")
-        if len(self.crop) != self.ndim or min(self.crop) < 1:
-            example = "[224, 224]" if self.ndim == 2 else "[96, 96, 96]"
-            raise ConfigError(f"data.crop {list(self.crop)} is no size in {self.ndim}D: write e.g. {example}")
-        low, high = self.crop_scale if len(self.crop_scale) == 2 else (0.0, 0.0)
-        if not 0 < low <= high <= 1:
-            raise ConfigError(
-                f"data.crop_scale {list(self.crop_scale)}: write two shares, 0 < low <= high <= 1"
-            )
-        low, high = self.aspect if len(self.aspect) == 2 else (0.0, 0.0)
-        if not 0 < low <= high:
-            raise ConfigError(f"data.aspect {list(self.aspect)}: write two ratios with 0 < low <= high")
-        for name, least in (
-            ("batch_size", 1),
-            ("snap", 1),
-            ("workers", 0),
-            ("prefetch", 1),
-            ("failure_budget", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}: it must be at least {least}")
-        if not 0 <= self.foreground <= 1:
-            raise ConfigError(f"data.foreground is {self.foreground}: it is a share, 0 to 1")
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError(
-                f"data.alpha is {self.alpha}: it lies between 0 (all sources alike) and 1 (by size)"
-            )
-        if self.channels is not None and self.channels < 1:
-            raise ConfigError(f"data.channels is {self.channels}: write at least 1, or leave it out")
-        if self.window is not None and self.window < 1:
-            raise ConfigError(
-                f"data.window is {self.window}: write at least 1 shard, or leave it out for all"
-            )
 
 
 class Stream(Dataset):
@@ -303,91 +229,3 @@ class Stream(Dataset):
         draws = uniform(self.config.seed, "channels", [position], stored)[0]
         choice = channel_choice(stored, wanted, draws.tolist())
         return image[choice], numbers.take(choice)
-
-
-class Loader(DataLoader[Any]):
-    """A DataLoader that ends well.
-
-    A worker's `ShardError` arrives as the one line that was raised. A failed iteration ends its workers at
-    once: left to the garbage collector, which may close their queues first, torch waits ten seconds for them.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _LOADERS.add(self)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        try:
-            yield from super().__iter__()
-        except Exception as error:
-            self.close()
-            if not isinstance(error, ShardError):
-                raise
-            line = str(error).strip().splitlines()[-1]
-            raise ShardError(line.removeprefix(f"{ShardError.__module__}.{ShardError.__name__}: ")) from error
-
-    def close(self) -> None:
-        """End the workers; iterating again starts new ones."""
-        iterator: Any = getattr(self, "_iterator", None)
-        if iterator is not None:
-            self._iterator = None
-            iterator._shutdown_workers()
-
-
-_LOADERS: weakref.WeakSet[Loader] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_loaders() -> None:
-    for open_loader in list(_LOADERS):
-        open_loader.close()
-
-
-def loader(
-    stream: Stream,
-    *,
-    rank: int,
-    world: int,
-    start_step: int,
-    steps: int,
-    accumulate: int = 1,
-    offset: int = 0,
-    context: str | None = None,
-) -> Loader:
-    """A DataLoader over the steps `start_step` to `steps` of a run, as rank `rank` of `world`.
-
-    Batches: image [b, C, ...] in the smallest dtype that holds all of them, C 1 or `in_channels`; low, high,
-    mean, std float32 [b, C]; position, modality int64 [b]; spacing float32 [b, ndim]; key list[str].
-
-    Args:
-        context: "fork", "spawn" or "forkserver"; None: the platform's own.
-
-    Raises:
-        ConfigError: the global batch does not divide among the ranks.
-    """
-    config = stream.config
-    batches = PositionBatches(
-        config.batch_size,
-        rank=rank,
-        world=world,
-        start_step=start_step,
-        steps=steps,
-        accumulate=accumulate,
-        offset=offset,
-    )
-    workers = min(config.workers, len(batches))
-    if workers:
-        sample = int(np.prod(config.crop)) * config.in_channels * 2  # bytes of a 16-bit sample
-        batch = sample * config.batch_size // (world * accumulate)
-        check_shared_memory(batch * (workers * config.prefetch + 1))
-    return Loader(
-        stream,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=start_worker if workers else None,
-        prefetch_factor=config.prefetch if workers else None,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        multiprocessing_context=context if workers else None,
-    )

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data.config import find_config, polymorphic, read_yaml, structured, to_dict
 from ..data.errors import ConfigError, nearest
-from ..data.stream import StreamConfig
+from ..data.stream_config import StreamConfig
 
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 

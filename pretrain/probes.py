@@ -22,7 +22,7 @@ from ..data.batches import collate
 from ..data.crops import pad_to
 from ..data.normalise import grey, intensity
 from ..data.sample import MODALITIES, Modality
-from ..data.stream import StreamConfig
+from ..data.stream_config import StreamConfig
 from .config import ProbeConfig
 from .diagnostics import rankme
 from .encoders import Encoder

@@ -11,7 +11,7 @@ from medloom.data.sample import Sample
 from medloom.data.shards.format import FORMAT_VERSION, META_KEYS
 from medloom.data.shards.manifest import Manifest, SourceEntry
 from medloom.data.shards.writer import ShardWriter
-from medloom.data.stream import StreamConfig
+from medloom.data.stream_config import StreamConfig
 
 
 @pytest.fixture(scope="module")
