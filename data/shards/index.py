@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import blosc2
 import numpy as np
@@ -45,6 +47,21 @@ ARRAYS = np.dtype(
 # offset counts from the start of the member; size 0 stands for a chunk of zeros, which takes no bytes.
 CHUNKS = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 
+# The same rows for one at a time: ten times faster than the fields of a numpy record.
+_ARRAY_ROW = struct.Struct("<4I4I4IQI4sB7x")
+_CHUNK_ROW = struct.Struct("<QII")
+
+
+class ArrayLayout(NamedTuple):
+    """Geometry of one stored array; `first` is the row of its chunk 0 in `Index.chunks`."""
+
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    block: tuple[int, ...]
+    dtype: np.dtype
+    first: int
+    count: int
+
 
 @dataclass(slots=True)
 class Index:
@@ -64,6 +81,17 @@ class Index:
         row = self.samples[ordinal]
         first = int(row["member"])
         return self.members[first : first + int(row["members"])]
+
+    def array(self, number: int) -> ArrayLayout:
+        """Row `number` of `arrays`."""
+        row = _ARRAY_ROW.unpack_from(cast(Any, self.arrays), number * _ARRAY_ROW.size)
+        ndim = row[15]
+        dtype = np.dtype(row[14].rstrip(b"\0").decode())
+        return ArrayLayout(row[:ndim], row[4 : 4 + ndim], row[8 : 8 + ndim], dtype, row[12], row[13])
+
+    def chunk(self, number: int) -> tuple[int, int, int]:
+        """Row `number` of `chunks`: (offset in the member, size, checksum)."""
+        return _CHUNK_ROW.unpack_from(cast(Any, self.chunks), number * _CHUNK_ROW.size)
 
     def to_bytes(self) -> bytes:
         """Serialise; the same shard gives the same bytes."""

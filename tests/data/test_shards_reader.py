@@ -84,8 +84,8 @@ def test_a_crop_reads_only_its_chunks(example, shards, monkeypatch):
     shards.read(ref)  # opens the shard
     member = shards._handle(0).index.members_of(0)[1]
     seen = []
-    real = os.pread
-    monkeypatch.setattr(os, "pread", lambda fd, n, at: seen.append(n) or real(fd, n, at))
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, to, at: seen.append(len(to[0])) or real(fd, to, at))
     crop = shards.read(ref, (0, 0, 64), (64, 64, 26))
     np.testing.assert_array_equal(crop, example.samples["vol-a"].image[:, :64, :64, 64:90])
     assert 0 < sum(seen) < int(member["size"]) / 3
@@ -119,8 +119,8 @@ def test_resizing_reads_a_smaller_level(example, shards, monkeypatch):
     rows = shards._handle(ref.shard).index.members_of(ref.ordinal)
     whole = next(int(row["size"]) for row in rows if row["kind"] == 2 and row["level"] == 0)
     seen = []
-    real = os.pread
-    monkeypatch.setattr(os, "pread", lambda fd, n, at: seen.append(n) or real(fd, n, at))
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, to, at: seen.append(len(to[0])) or real(fd, to, at))
     shards.read_resized(ref, (0, 0, *image.shape[1:]), (150, 150))
     assert 0 < sum(seen) < whole / 8
 
