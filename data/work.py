@@ -17,7 +17,8 @@ from .ingest import content_hash, reason_of, samples_of, scrub, secrets_of
 from .privacy import key_of, subject_key
 from .readers import read
 from .sample import Record
-from .shards.format import Member, members_of, single_threaded
+from .shards.codec import single_threaded
+from .shards.format import Member, members_of
 from .shards.index import index_path
 from .shards.writer import ShardWriter
 from .units import HeldOutSets, Receipt, Unit, receipt_path

@@ -23,6 +23,7 @@ import blosc2
 import numpy as np
 
 from ..errors import ShardError
+from .codec import unscaled
 from .format import DAMAGED, checksum
 from .index import ArrayLayout, Index
 
@@ -70,7 +71,7 @@ def read_box(
     empty.array.get_slice_numpy(out, (start, tuple(o + int(n) for o, n in zip(start, shape, strict=True))))
     if len(numbers) <= _KEPT_CHUNKS:
         _keep(key, empty, filled)
-    return out
+    return unscaled(out, layout.scale) if layout.scale else out
 
 
 class _Empty:

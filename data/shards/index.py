@@ -24,6 +24,7 @@ import numpy as np
 from ..atomic import write_bytes
 from ..errors import ShardError
 from ..sample import MODALITIES, Modality
+from .codec import SCALE
 from .format import DAMAGED, KIND_IMAGE, KIND_JSON, KIND_MASK, checksum, split_name
 
 MAGIC = b"medloomX"
@@ -42,18 +43,21 @@ MEMBERS = np.dtype(
 )  # fmt: skip
 ARRAYS = np.dtype(
     [("shape", "<u4", 4), ("chunk", "<u4", 4), ("block", "<u4", 4), ("first", "<u8"), ("count", "<u4"),
-     ("dtype", "S4"), ("ndim", "u1"), ("pad", "u1", 7)]
+     ("dtype", "S4"), ("ndim", "u1"), ("scale", "<f4"), ("pad", "u1", 3)]
 )  # fmt: skip
 # offset counts from the start of the member; size 0 stands for a chunk of zeros, which takes no bytes.
 CHUNKS = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 
 # The same rows for one at a time: ten times faster than the fields of a numpy record.
-_ARRAY_ROW = struct.Struct("<4I4I4IQI4sB7x")
+_ARRAY_ROW = struct.Struct("<4I4I4IQI4sBf3x")
 _CHUNK_ROW = struct.Struct("<QII")
 
 
 class ArrayLayout(NamedTuple):
-    """Geometry of one stored array; `first` is the row of its chunk 0 in `Index.chunks`."""
+    """Geometry of one stored array; `first` is the row of its chunk 0 in `Index.chunks`.
+
+    `dtype` is what is stored; with a `scale` (not 0) these are the codes of a float32 image.
+    """
 
     shape: tuple[int, ...]
     chunk: tuple[int, ...]
@@ -61,6 +65,7 @@ class ArrayLayout(NamedTuple):
     dtype: np.dtype
     first: int
     count: int
+    scale: float
 
 
 @dataclass(slots=True)
@@ -87,7 +92,7 @@ class Index:
         row = _ARRAY_ROW.unpack_from(cast(Any, self.arrays), number * _ARRAY_ROW.size)
         ndim = row[15]
         dtype = np.dtype(row[14].rstrip(b"\0").decode())
-        return ArrayLayout(row[:ndim], row[4 : 4 + ndim], row[8 : 8 + ndim], dtype, row[12], row[13])
+        return ArrayLayout(row[:ndim], row[4 : 4 + ndim], row[8 : 8 + ndim], dtype, row[12], row[13], row[16])
 
     def chunk(self, number: int) -> tuple[int, int, int]:
         """Row `number` of `chunks`: (offset in the member, size, checksum)."""
@@ -165,10 +170,10 @@ class IndexBuilder:
                 raise ShardError(f"member {name}: chunk {info.nchunk} is not where the frame's order puts it")
             self._chunks.append((position, len(chunk), checksum(chunk)))
             position += len(chunk)
-        padding = (0,) * (4 - ndim)
+        padding, scale = (0,) * (4 - ndim), frame.schunk.meta.get(SCALE, 0.0)
         self._arrays.append(
             ((*frame.shape, *padding), (*frame.chunks, *padding), (*frame.blocks, *padding), first,
-             len(self._chunks) - first, np.dtype(frame.dtype).str.encode(), ndim, (0,) * 7)
+             len(self._chunks) - first, np.dtype(frame.dtype).str.encode(), ndim, scale, (0,) * 3)
         )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..atomic import write_json
 from ..errors import ShardError
-from .format import FORMAT_VERSION
+from .format import FORMAT_VERSION, READABLE_FORMATS
 
 MANIFEST = "manifest.json"
 
@@ -121,10 +121,9 @@ class Manifest:
         except (OSError, ValueError) as error:
             raise ShardError(f"{path}: not readable as JSON ({error}); run the build again") from error
         version = data.get("format") if isinstance(data, dict) else None
-        if version != FORMAT_VERSION:
-            raise ShardError(
-                f"{path}: format {version!r}, this medloom reads {FORMAT_VERSION}; build it again"
-            )
+        if version not in READABLE_FORMATS:
+            known = " and ".join(map(str, READABLE_FORMATS))
+            raise ShardError(f"{path}: format {version!r}, this medloom reads {known}; build it again")
         try:
             return _from_dict(data)
         except (KeyError, TypeError) as error:

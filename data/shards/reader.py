@@ -24,7 +24,8 @@ import numpy as np
 from ..errors import ShardError
 from ..sample import Sample
 from . import index as indexing
-from .format import DAMAGED, KIND_IMAGE, KIND_JPEG, KIND_JSON, KIND_MASK, checksum, single_threaded
+from .codec import single_threaded
+from .format import DAMAGED, KIND_IMAGE, KIND_JPEG, KIND_JSON, KIND_MASK, checksum
 from .frame import read_box
 from .index import Index, key_hash, read_exactly
 from .manifest import Manifest, SourceEntry
