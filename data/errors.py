@@ -25,6 +25,12 @@ class ReadError(MedloomError):
 class ShardError(MedloomError):
     """Shards cannot be written or read (disk full, truncated tar, checksum mismatch)."""
 
+    member = ""  # name of the damaged member, where one is to blame
+
+
+class LoaderError(MedloomError):
+    """A worker that reads batches has died."""
+
 
 class CheckpointError(MedloomError):
     """A checkpoint or an encoder artefact cannot be loaded."""
