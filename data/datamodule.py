@@ -1,7 +1,7 @@
 """The LightningDataModule of pretraining: the stream, started at the step that the trainer has reached.
 
-Resume is arithmetic: step s reads the positions from s x batch_size on, whatever a loader had read ahead. The
-state in the checkpoint is there to refuse another order or other shards, and to go on without a gap or a
+Resume is arithmetic: step s reads the positions of `StepPlan.positions(s)`, whatever a loader had read ahead.
+The state in the checkpoint is there to refuse another order or other shards, and to go on without a gap or a
 repeat when the batch size was changed. The price: Lightning must not wrap the sampler
 (`use_distributed_sampler=False`), which is checked.
 """
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
 from .errors import ConfigError
 from .loader import Loader, loader
+from .quarantine import QUARANTINE
+from .steps import StepPlan
 from .stream import Stream
 from .stream_config import StreamConfig
 
@@ -30,18 +33,26 @@ class PretrainData(pl.LightningDataModule):
         steps: optimiser steps of the whole run.
         accumulate: micro-batches a step on each rank (the trainer's `accumulate_grad_batches`).
         context: how workers start: "fork", "spawn" or "forkserver"; None: the platform's own.
+        folder: run folder, where unreadable samples are kept (`quarantine.py`); None: they are not.
 
     Raises:
         ConfigError, ShardError: see `Stream`; raised by `setup`.
     """
 
     def __init__(
-        self, config: StreamConfig, *, steps: int, accumulate: int = 1, context: str | None = None
+        self,
+        config: StreamConfig,
+        *,
+        steps: int,
+        accumulate: int = 1,
+        context: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         super().__init__()
         self.config, self.steps, self.accumulate, self.context = config, steps, accumulate, context
+        self.folder = folder
         self.stream: Stream | None = None
-        self._base_step = self._base_position = 0  # where the present batch size began to count
+        self.plan = StepPlan.of(config)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the shards, once."""
@@ -56,7 +67,7 @@ class PretrainData(pl.LightningDataModule):
                 "the stream splits the batches itself: use Trainer(use_distributed_sampler=False)"
             )
         stream = self._opened()
-        for line in stream.order.describe(self.position(self.steps)):
+        for line in stream.describe(self.steps):
             log.info("data: %s", line)
         return loader(
             stream,
@@ -65,19 +76,24 @@ class PretrainData(pl.LightningDataModule):
             start_step=trainer.global_step,
             steps=self.steps,
             accumulate=self.accumulate,
-            offset=self.position(0),
+            plan=self.plan,
             context=self.context,
         )
 
-    def position(self, step: int) -> int:
-        """First position of optimiser step `step`: the samples trained on before it (over all ranks)."""
-        return self._base_position + (step - self._base_step) * self.config.batch_size
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Log and count the samples that were replaced in this batch.
+
+        Raises:
+            ShardError: the failure budget of a source is spent.
+        """
+        if isinstance(batch, Mapping) and any(batch.get("replaced", ())):
+            self._opened().quarantine.collect(batch["replaced"])
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the order (see `Order.state`) and the step; the same on every rank."""
-        stream, step = self._opened(), int(self._trainer().global_step)
-        state = stream.order.state(self.position(step), manifest=stream.shards.manifest.hash)
-        return state | {"step": step}
+        """The state of the order (see `Stream.state`) and the step; the same on every rank."""
+        step = int(self._trainer().global_step)
+        return self._opened().state(self.plan.consumed(step)) | {"step": step}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on after the samples of this state, also with another batch size.
@@ -85,13 +101,13 @@ class PretrainData(pl.LightningDataModule):
         Raises:
             CheckpointError: the state belongs to another order or to other shards.
         """
-        stream = self._opened()
-        self._base_position = stream.order.resume(state_dict, manifest=stream.shards.manifest.hash)
-        self._base_step = int(state_dict["step"])
+        consumed = self._opened().resume(state_dict)
+        self.plan = self.plan.resumed(int(state_dict["step"]), consumed)
 
     def _opened(self) -> Stream:
         if self.stream is None:
-            self.stream = Stream(self.config)
+            file = None if self.folder is None else self.folder / QUARANTINE
+            self.stream = Stream(self.config, quarantine=file)
         return self.stream
 
     def _trainer(self) -> pl.Trainer:

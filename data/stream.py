@@ -1,71 +1,78 @@
-"""Shards -> batches: a map-style dataset whose index is the position in the global order.
+"""Shards -> samples: a map-style dataset whose index is the position in the global order.
 
 Everything that a sample becomes is a pure function of (seed, position): image, crop, channel. Workers, ranks
-and restarts therefore never change a pixel, resume costs one integer, and any sampler of positions will do.
-Pixels leave the worker in their native integers; normalisation and repeating grey channels happen on the
-device (`pretrain/views.py`), which makes a batch up to twelve times smaller. The price: a batch that mixes
-grey and colour, or 8 and 16 bit, is widened to the larger of both.
+and restarts therefore never change a pixel, resume costs one integer a shape class, and any sampler of
+positions will do. Pixels leave the worker in their native integers (`crop_reader.py`). The price: a batch
+that mixes grey and colour, or 8 and 16 bit, is widened to the larger of both.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from .crops import PICTURE_DRAWS, VOLUME_DRAWS, channel_choice, pad_to, picture_box, volume_box
-from .draws import bits, uniform
-from .errors import ConfigError, ShardError, nearest
-from .normalise import Intensity, grey, intensity, kind, luminance
-from .order import Order, SourceSize
-from .preprocess import unpack_bricks
-from .sample import MODALITIES, Modality
-from .shards.format import partition
+from .crop_reader import CROP_DRAWS
+from .draws import uniform
+from .errors import CheckpointError, ConfigError, ShardError
+from .quarantine import Entry, Quarantine, log_replaced
+from .shape_stream import ShapeStream
 from .shards.manifest import SourceEntry
 from .shards.reader import SampleRef, Shards
+from .steps import StepPlan
 from .stream_config import StreamConfig
 
-log = logging.getLogger(__name__)
-
 _ATTEMPTS = 8  # substitutes for one position before the stream gives up
-_MODALITY_CODES = {modality: code for code, modality in enumerate(MODALITIES)}
 
 
 class Stream(Dataset):
     """Samples by position: index it with any position >= 0 of the run. Its length is one pass.
 
-    A sample that cannot be read is replaced by another of the same source, drawn by (seed, position), and
-    logged; more than `failure_budget` of them in one source stop the run.
+    With K shape classes, position p belongs to class p % K, whose position p // K it is; `plan` says which
+    positions a step reads. A sample that cannot be read is replaced by another of the same source, drawn by
+    (seed, position), and noted in `quarantine`; more than `failure_budget` in one source stop the run.
 
     Args:
         config: see `StreamConfig`; checked here.
         shards: opened shards; None opens `config.shards`.
+        quarantine: file that keeps the unreadable samples of the run; None: this process remembers them.
 
     Raises:
         ConfigError: the configuration contradicts itself, names an unknown source, or leaves none.
-        ShardError: the folder is no finished build, or a shard is missing or of another size.
+        ShardError: the folder is no finished build, or a shard is missing or of another size; the quarantine
+            lists more than the failure budget.
     """
 
-    def __init__(self, config: StreamConfig, shards: Shards | None = None) -> None:
+    def __init__(
+        self, config: StreamConfig, shards: Shards | None = None, *, quarantine: Path | None = None
+    ) -> None:
         config.check()
         self.config = config
         self.shards = Shards.open(config.shards) if shards is None else shards
-        self.sources, self._first = self._selected()
-        self.order = Order(
-            [SourceSize(s.id, tuple(shard.count for shard in s.shards)) for s in self.sources],
-            seed=config.seed,
-            alpha=config.alpha,
-            window=config.window,
-            weights=self._weights(),
-        )
-        self._failed: dict[int, set[SampleRef]] = {}
+        several = len(config.classes) > 1
+        self.classes = [
+            ShapeStream(part, self.shards, f"class {number}:" if several else "")
+            for number, part in enumerate(config.each())
+        ]
+        self.plan = StepPlan.of(config)
+        self._files = [entry.file for entry in self.shards.manifest.shards]
+        owners = {e.file: source.id for source in self.shards.manifest.sources for e in source.shards}
+        self.quarantine = Quarantine(self.shards.root, owners, config.failure_budget, quarantine)
+
+    @property
+    def sources(self) -> list[SourceEntry]:
+        """Sources of all classes, in manifest order."""
+        read = {source.id for part in self.classes for source in part.sources}
+        return [source for source in self.shards.manifest.sources if source.id in read]
 
     def __len__(self) -> int:
-        return sum(source.count for source in self.sources)
+        return sum(source.count for part in self.classes for source in part.sources)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The sample at `position`; see `__getitems__`."""
@@ -76,156 +83,144 @@ class Stream(Dataset):
 
         Keys: image [C, *crop] native dtype, C 1 or `in_channels`; low, high, mean, std float32 [C];
         position, modality (index into `MODALITIES`), key; spacing float32 [ndim], millimetres a pixel of the
-        crop, 1 where unknown.
+        crop, 1 where unknown; replaced, None or a list of the unreadable samples (shard, sample, member, key,
+        reason) in whose place this one stands.
 
         Raises:
             ShardError: the failure budget of a source is spent.
         """
-        at = np.asarray(positions, dtype=np.int64)
-        found = self.order.locate(at)
-        draws = uniform(self.config.seed, "crop", at, max(PICTURE_DRAWS, VOLUME_DRAWS))
+        at = np.asarray(positions, dtype=np.int64).reshape(-1)
+        kinds = at % len(self.classes)
+        samples: dict[int, dict[str, Any]] = {}
+        for kind in np.unique(kinds).tolist():
+            rows = np.flatnonzero(kinds == kind)
+            samples.update(zip(rows.tolist(), self._of_class(self.classes[kind], at[rows]), strict=True))
+        return [samples[row] for row in range(len(at))]
+
+    def _of_class(self, part: ShapeStream, at: np.ndarray) -> list[dict[str, Any]]:
+        """Samples at positions `at` [B] of the run, all of this class."""
+        k, crops = len(self.classes), part.order.crops
+        local = at // k
+        # Crops of one sample are replaced together: the first of their positions draws the substitute.
+        anchors = (at - k * (local % crops)).tolist()
+        draws = uniform(part.config.seed, "crop", at, CROP_DRAWS).tolist()
+        metas: dict[SampleRef, dict[str, Any]] = {}
         return [
-            self._sample(
-                int(position), int(source), SampleRef(self._first[source] + int(shard), int(ordinal)), u
-            )
-            for position, source, shard, ordinal, u in zip(
-                at, found.source, found.shard, found.ordinal, draws.tolist(), strict=True
+            self._sample(part, source, ref, position, anchor, u, metas)
+            for position, anchor, (source, ref), u in zip(
+                at.tolist(), anchors, part.locate(local), draws, strict=True
             )
         ]
 
-    def _selected(self) -> tuple[list[SourceEntry], list[int]]:
-        """Sources to read, and the number of the first shard of each."""
-        manifest, config = self.shards.manifest, self.config
-        known = {name for s in manifest.sources for name in (s.id, s.dataset)}
-        for key in ("sources", "exclude", "weights"):
-            for name in getattr(config, key):
-                if name not in known:
-                    where = f"data.{key} names {name!r}, not in {self.shards.root}"
-                    raise ConfigError(where + nearest(name, known))
-        chosen, first, number = [], [], 0
-        for source in manifest.sources:
-            names = {source.id, source.dataset}
-            wanted = not config.sources or names & set(config.sources)
-            if source.ndim == config.ndim and wanted and not names & set(config.exclude):
-                chosen.append(source)
-                first.append(number)
-            number += len(source.shards)
-        if not chosen:
-            there = ", ".join(f"{s.id} ({s.ndim}D)" for s in manifest.sources) or "nothing"
-            raise ConfigError(
-                f"no {config.ndim}D source is left by data.sources/exclude; the shards hold {there}"
-            )
-        for entry in (shard for source in chosen for shard in source.shards):
-            path = Path(self.shards.root) / entry.file
-            size = path.stat().st_size if path.is_file() else -1
-            if size != entry.bytes:
-                is_ = "is missing" if size < 0 else f"has {size} bytes, the manifest says {entry.bytes}"
-                raise ShardError(f"{path} {is_}: restore it, or build the shards again")
-        return chosen, first
-
-    def _weights(self) -> dict[str, float]:
-        """Weights by source id; a dataset's weight goes to each of its sources, a source's own wins."""
-        given = self.config.weights
-        return {
-            s.id: given.get(s.id, given.get(s.dataset, 1.0))
-            for s in self.sources
-            if {s.id, s.dataset} & set(given)
-        }
-
-    def _sample(self, position: int, source: int, ref: SampleRef, draws: list[float]) -> dict[str, Any]:
+    def _sample(
+        self,
+        part: ShapeStream,
+        source: int,
+        ref: SampleRef,
+        position: int,
+        anchor: int,
+        draws: list[float],
+        metas: dict[SampleRef, dict[str, Any]],
+    ) -> dict[str, Any]:
+        replaced: list[Entry] = []
         for attempt in range(_ATTEMPTS):
-            try:
-                return self._read(ref, position, draws)
-            except ShardError as error:
-                self._note(source, ref, position, error)
-            ref = self._substitute(source, position, attempt)
+            entry = self.quarantine.get(self._files[ref.shard], ref.ordinal)
+            if entry is None:
+                try:
+                    if ref not in metas:
+                        metas[ref] = self.shards.meta(ref)
+                    sample = part.crops.read(ref, metas[ref], position, draws)
+                    return sample | {"replaced": replaced or None}
+                except ShardError as error:
+                    entry = self._note(ref, metas.get(ref), error)
+            replaced.append(entry)
+            ref = part.substitute(source, anchor, attempt)
         raise ShardError(
-            f"source {self.sources[source].id}: {_ATTEMPTS} samples in a row cannot be read (position "
-            f"{position}); run `medloom shards check {self.shards.root}`"
+            f"source {part.sources[source].id}: {_ATTEMPTS} samples in a row cannot be read (position "
+            f"{position}); run `medloom shards check {self.shards.root}`, then "
+            f"`medloom shards repair {self.shards.root}`"
         )
 
-    def _substitute(self, source: int, position: int, attempt: int) -> SampleRef:
-        """Another sample of the same source, the same on every rank, worker and restart."""
-        words = bits(self.config.seed, f"substitute:{attempt}", [position], 1)
-        turn = np.asarray([int(words[0, 0]) % self.sources[source].count])
-        found = self.order.locate_in(np.asarray([source]), turn)
-        return SampleRef(self._first[source] + int(found.shard[0]), int(found.ordinal[0]))
+    def _note(self, ref: SampleRef, meta: dict[str, Any] | None, error: ShardError) -> Entry:
+        """Remember a sample that cannot be read; the main process logs it, a worker leaves that to it."""
+        member = error.member
+        entry = {
+            "shard": self._files[ref.shard],
+            "sample": ref.ordinal,
+            "member": member,
+            "key": meta["key"] if meta is not None else member.partition(".")[0],
+            "reason": str(error).replace(f"{self.shards.root}/", ""),
+        }
+        if get_worker_info() is None:
+            log_replaced(entry)
+        self.quarantine.note(entry)
+        return entry
 
-    def _note(self, source: int, ref: SampleRef, position: int, error: ShardError) -> None:
-        """Log an unreadable sample once and count it."""
-        failed = self._failed.setdefault(source, set())
-        if ref not in failed:
-            failed.add(ref)
-            log.warning("sample replaced at position %d: %s", position, error)
-        if len(failed) > self.config.failure_budget:
-            raise ShardError(
-                f"source {self.sources[source].id}: {len(failed)} samples cannot be read, "
-                f"data.failure_budget is {self.config.failure_budget}; run "
-                f"`medloom shards check {self.shards.root}`; last: {error}"
-            )
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with anything that changes the order or the shares of the classes."""
+        if len(self.classes) == 1:
+            return self.classes[0].order.fingerprint
+        facts = [[part.order.fingerprint for part in self.classes], self.plan.shares]
+        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
 
-    def _read(self, ref: SampleRef, position: int, draws: list[float]) -> dict[str, Any]:
-        """Read one crop; its bytes and time follow the size of the crop, not of the image."""
-        meta = self.shards.meta(ref)
-        numbers = intensity(meta)
-        if self.config.ndim == 2:
-            image, spacing = self._picture(ref, meta, draws)
-        else:
-            image, spacing = self._volume(ref, meta, draws, numbers.low)
-        image, numbers = self._channels(image, numbers, meta, position)
+    def state(self, consumed: Sequence[int]) -> dict[str, Any]:
+        """All that a checkpoint needs, under 200 bytes as JSON and the same on every rank.
+
+        Args:
+            consumed: positions of each class trained on, over all ranks; never what a loader has read ahead.
+        """
         return {
-            "image": image,
-            "low": numbers.low,
-            "high": numbers.high,
-            "mean": numbers.mean,
-            "std": numbers.std,
-            "spacing": spacing,
-            "modality": _MODALITY_CODES[Modality(meta["modality"])],
-            "key": meta["key"],
-            "position": position,
+            "order": self.fingerprint,
+            "manifest": self.shards.manifest.hash[:16],
+            "seed": self.config.seed,
+            "alpha": self.config.alpha,
+            "consumed": int(consumed[0]) if len(consumed) == 1 else [int(n) for n in consumed],
         }
 
-    def _picture(
-        self, ref: SampleRef, meta: dict[str, Any], draws: list[float]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        size = self.config.crop
-        box = picture_box(
-            meta["shape"][1:], size, draws, area=self.config.crop_scale, aspect=self.config.aspect
-        )
-        image = self.shards.read_resized(ref, box, size)
-        zoom = np.asarray([(box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]], np.float32)
-        return image, np.asarray(meta["spacing"] or (1.0, 1.0), np.float32) * zoom
+    def resume(self, state: Mapping[str, Any]) -> list[int]:
+        """Return the positions of each class to go on from: `consumed` of a state.
 
-    def _volume(
-        self, ref: SampleRef, meta: dict[str, Any], draws: list[float], low: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        shape, spacing = meta["shape"], meta["spacing"]
-        blocks = partition(shape, spacing, ndim=3)[1][-3:]
-        origin, extent = volume_box(
-            shape[1:],
-            self.config.crop,
-            draws,
-            occupied=unpack_bricks(meta["stats"]),
-            brick=meta["stats"]["bricks"]["size"],
-            foreground=self.config.foreground,
-            snap=[min(self.config.snap, block) for block in blocks],
-        )
-        image = pad_to(self.shards.read(ref, origin, extent), self.config.crop, low)
-        return image, np.asarray(spacing or (1.0, 1.0, 1.0), np.float32)
+        Raises:
+            CheckpointError: the state belongs to another order (seed, sources, mixing) or other shards.
+        """
+        now = self.state([0] * len(self.classes))
+        for key in ("seed", "alpha", "manifest", "order"):
+            if state.get(key) != now[key]:
+                raise CheckpointError(
+                    f"cannot resume: data {key} was {state.get(key)} and is {now[key]}; resume with the "
+                    "shards and the data section of the run, or start a new run with init_from"
+                )
+        consumed = state["consumed"]
+        return [int(n) for n in (consumed if isinstance(consumed, list) else [consumed])]
 
-    def _channels(
-        self, image: np.ndarray, numbers: Intensity, meta: dict[str, Any], position: int
-    ) -> tuple[np.ndarray, Intensity]:
-        """Bring the image to one channel or to `in_channels`; one channel is repeated on the device."""
-        stored, wanted = len(image), self.config.in_channels
-        if stored == 1:
-            return image, numbers
-        if grey(meta):
-            return image[:1], numbers.take([0])
-        if stored == wanted:
-            return image, numbers
-        if wanted == 1 and kind(meta) == "colour":
-            return luminance(image), numbers.luminance()
-        draws = uniform(self.config.seed, "channels", [position], stored)[0]
-        choice = channel_choice(stored, wanted, draws.tolist())
-        return image[choice], numbers.take(choice)
+    def steps_for(self, epochs: float) -> int:
+        """Optimiser steps in which every class has `epochs` epochs; the last step may read beyond.
+
+        Raises:
+            ConfigError: `data.epoch` is "steps", which has no epochs.
+        """
+        wanted = []
+        for part, batch in zip(self.classes, self.plan.batch_sizes, strict=True):
+            length = part.order.epoch_samples
+            if length is None:
+                raise ConfigError(
+                    f"trainer.epochs is {epochs:g}, but data.epoch is steps: choose data.epoch=strict (each "
+                    "sample once) or data.epoch=cover (small sources repeat), or give trainer.steps"
+                )
+            wanted.append(math.ceil(epochs * length / batch))
+        return self.plan.steps_until(wanted)
+
+    def describe(self, steps: int) -> list[str]:
+        """Lines for the log: what each source gives in so many steps, class by class."""
+        lines = []
+        for number, (part, samples) in enumerate(zip(self.classes, self.plan.consumed(steps), strict=True)):
+            shape = "×".join(map(str, part.config.crop))
+            head = f"class {number} ({shape}): " if len(self.classes) > 1 else ""
+            if part.order.epoch_samples:
+                lines.append(
+                    f"{head}{samples} samples are {samples / part.order.epoch_samples:.2f} epochs "
+                    f"({part.order.epoch}) of {part.order.epoch_samples}"
+                )
+            lines += [head + line for line in part.order.describe(samples)]
+        return lines

@@ -106,7 +106,7 @@ def test_another_batch_size_goes_on_without_a_gap_or_a_repeat(folder, tmp_path):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     data = PretrainData(config(folder, batch_size=10), steps=10)
     second, trainer = fit(data, until=7, checkpoint=tmp_path / "a.ckpt")
-    assert data.position(10) == 24 + 6 * 10
+    assert data.plan.consumed(10) == [24 + 6 * 10]
     trainer.save_checkpoint(tmp_path / "b.ckpt")
     third, _ = fit(
         PretrainData(config(folder, batch_size=4), steps=10), until=10, checkpoint=tmp_path / "b.ckpt"

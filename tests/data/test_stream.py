@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from medloom.data.batches import PositionBatches, collate, smallest_dtype
+from medloom.data.batches import collate, smallest_dtype
 from medloom.data.errors import ConfigError, ShardError
 from medloom.data.loader import loader
 from medloom.data.preprocess import describe
@@ -262,7 +262,7 @@ def test_sources_and_datasets_can_be_chosen_left_out_and_weighted(folder):
     assert ids() == ["photo-2d", "xray-2d", "film-2d"]
     assert ids(sources=["xray", "film-2d"]) == ["xray-2d", "film-2d"]
     assert ids(exclude=["photo-2d", "film"]) == ["xray-2d"]
-    weighted = Stream(flat(folder, alpha=0.0, weights={"film": 2.0})).order.probabilities
+    weighted = Stream(flat(folder, alpha=0.0, weights={"film": 2.0})).classes[0].order.probabilities
     assert weighted == pytest.approx([0.25, 0.25, 0.5], rel=1e-3)
     with pytest.raises(ConfigError, match="did you mean xray"):
         ids(sources=["xrey"])
@@ -289,11 +289,6 @@ def test_sources_and_datasets_can_be_chosen_left_out_and_weighted(folder):
 def test_a_wrong_configuration_is_refused_with_its_key(folder, changes, message):
     with pytest.raises(ConfigError, match=message):
         Stream(flat(folder, **changes))
-
-
-def test_a_batch_that_does_not_divide_is_refused_with_a_number_that_does():
-    with pytest.raises(ConfigError, match=r"48 does not divide by 5 ranks x 2 micro-batches: set .*=50"):
-        PositionBatches(48, rank=0, world=5, start_step=0, steps=1, accumulate=2)
 
 
 def damaged(folder, tmp_path, keys) -> StreamConfig:
