@@ -262,8 +262,11 @@ class Shards:
         except (ShardError, OSError, RuntimeError, ValueError) as error:
             name = member_name(handle.descriptor, member)
             if isinstance(error, ShardError) and name in str(error):
+                error.member = name
                 raise
-            raise ShardError(f"{handle.path}: member {name}: {error}") from error
+            fault = ShardError(f"{handle.path}: member {name}: {error}")
+            fault.member = name
+            raise fault from error
 
 
 def member_name(descriptor: int, member: Any) -> str:
