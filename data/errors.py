@@ -28,6 +28,10 @@ class ShardError(MedloomError):
     member = ""  # name of the damaged member, where one is to blame
 
 
+class StoreError(MedloomError):
+    """A remote store or its cache cannot be used; unlike a ShardError, another sample would not help."""
+
+
 class LoaderError(MedloomError):
     """A worker that reads batches has died."""
 
