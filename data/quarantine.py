@@ -74,11 +74,10 @@ class Quarantine:
         source = self._sources[entry["shard"]]
         self._counts[source] += 1
         if self._counts[source] > self.budget:
-            last = " ".join(str(entry[name]) for name in ("shard", "member", "reason") if entry.get(name))
             raise ShardError(
                 f"source {source}: {self._counts[source]} samples cannot be read, data.failure_budget is "
                 f"{self.budget}; run `medloom shards check {self.root}`, then "
-                f"`medloom shards repair {self.root}`; last: {last}"
+                f"`medloom shards repair {self.root}`; last: {entry['reason']}"
             )
         return True
 
@@ -124,10 +123,10 @@ class Quarantine:
                 place = str(entry["shard"]), int(entry["sample"])
                 if place[0] in self._sources:
                     self._written.add(place)
-                    self.note(entry | {"reason": f"listed in {self.path.name}"})
+                    reason = f"{place[0]}: member {entry.get('member', '')}: listed in {self.path.name}"
+                    self.note(entry | {"reason": reason})
 
 
 def log_replaced(entry: Entry) -> None:
     """One line in the log about a sample that was replaced."""
-    where = " ".join(str(entry[name]) for name in ("shard", "member", "key") if entry.get(name))
-    log.warning("sample replaced: %s: %s", where, entry.get("reason", "cannot be read"))
+    log.warning("sample %s replaced: %s", entry["key"] or entry["sample"], entry["reason"])

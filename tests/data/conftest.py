@@ -12,9 +12,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from medloom.data.preprocess import describe
 from medloom.data.sample import Sample
 from medloom.data.shards.format import FORMAT_VERSION, META_KEYS
 from medloom.data.shards.manifest import Manifest, SourceEntry
+from medloom.data.shards.reader import Shards
 from medloom.data.shards.writer import ShardWriter
 from PIL import Image as Pillow
 
@@ -73,6 +75,58 @@ def write_folder(path: Path, shards: dict[str, list[Sample]]) -> Folder:
         )
     Manifest(name="test", sources=tuple(sources)).save(path)
     return Folder(path, {sample.key: sample for samples in shards.values() for sample in samples})
+
+
+def write_layout(path: Path, layout: dict[str, list[int]]) -> Path:
+    """Write {"a-2d": [3, 0, 5], "b-3d": [2]}: sources with so many samples a shard, all different."""
+    path.mkdir(parents=True, exist_ok=True)
+    sources = []
+    for number, (source_id, counts) in enumerate(layout.items()):
+        dataset, _, kind = source_id.rpartition("-")
+        generator = np.random.default_rng(number)
+        entries, made = [], 0
+        for shard, count in enumerate(counts):
+            with ShardWriter(path / f"{source_id}-{shard:05d}.tar") as writer:
+                for place in range(made, made + count):
+                    shape = (1, 12, 10) if kind == "2d" else (1, 8, 12, 10)
+                    image = generator.integers(0, 255, shape).astype(np.uint8)
+                    modality = "x-ray" if kind == "2d" else "mri"
+                    stats = describe(image, modality)
+                    writer.add(make_sample(f"{dataset}-{place:04d}", image, modality=modality, stats=stats))
+                made += count
+            entries.append(writer.entry)
+        sources.append(
+            SourceEntry(
+                id=source_id, dataset=dataset, ndim=int(kind[0]), count=sum(counts), licence="CC0-1.0",
+                shards=tuple(entries),
+            )
+        )  # fmt: skip
+    Manifest(name="layout", sources=tuple(sources)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_layout() -> Callable[[Path, dict[str, list[int]]], Path]:
+    """`make_layout(folder, {"a-2d": [3, 5]})` writes shards with so many samples each."""
+    return write_layout
+
+
+@pytest.fixture(scope="session")
+def damage() -> Callable[[Path, str], str]:
+    """`damage(folder, key)` flips a bit in the image of a sample and returns the name of its shard."""
+
+    def damage_sample(folder: Path, key: str) -> str:
+        shards = Shards.open(folder)
+        ref = shards.find(key)
+        handle = shards._handle(ref.shard)
+        member = handle.index.members_of(ref.ordinal)[1]
+        at = int(member["offset"]) + int(member["size"]) // 2
+        data = bytearray(handle.path.read_bytes())
+        data[at] ^= 8
+        handle.path.write_bytes(data)
+        return handle.path.name
+
+    return damage_sample
 
 
 def smooth(shape: tuple[int, ...], high: float, dtype: Any, seed: int = 0) -> np.ndarray:
