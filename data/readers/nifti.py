@@ -6,7 +6,7 @@ which nibabel's lazy reading would miss. Values keep their dtype (see values.py)
 
 from __future__ import annotations
 
-import gzip
+import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ from .source import check_fourth_axis, content, single
 
 SUFFIXES = (".nii", ".nii.gz")
 
+_PIECE = 1 << 18  # compressed bytes at a time
 _MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -45,10 +46,11 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]
     """
     check_fourth_axis(fourth_axis)
     path = single(list(paths), "NIfTI")
-    nifti = _open(path)
+    nifti, data = _open(path)
     affine = _affine(nifti, path.name)
-    array = _values(nifti, path.name)
+    array = _values(nifti, data, path.name)
     flat = len(nifti.shape) == 2
+    del data  # scaled values are a copy: let go of the stored ones before turning makes another
     frames = _frames(array, fourth_axis, path.name)
     images = [_image(frame, affine, flat, path.name) for frame in frames]
     if len(images) > 1:
@@ -57,22 +59,48 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]
     return images
 
 
-def _open(path: Path) -> Any:
-    data = content(path)
+def _open(path: Path) -> tuple[Any, bytes | bytearray]:
+    """The image as nibabel sees its header, and the bytes of the (decompressed) file."""
+    data: bytes | bytearray = content(path)
     if data[:2] == b"\x1f\x8b":
         try:
-            data = gzip.decompress(data)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            data = _gunzip(data)
+        except (EOFError, zlib.error) as error:
             raise ReadError(
                 f"{path.name}: truncated or corrupt gzip ({error}); copy or download it again"
             ) from error
-    if not matches(data[:512]):
+    if not matches(bytes(data[:512])):
         raise ReadError(f"{path.name}: no NIfTI header found in {len(data)} bytes; is it another format?")
     kind = nib.Nifti2Image if data[4:7] == b"n+2" else nib.Nifti1Image
     try:
-        return kind.from_bytes(data)
+        # Header and extensions alone: nibabel would hold a copy of the voxels.
+        return kind.from_bytes(bytes(data[: max(_data_offset(data), 1024)])), data
     except Exception as error:  # nibabel raises many kinds on a damaged header; all mean the same to the user
         raise ReadError(f"{path.name}: NIfTI header cannot be read ({_line(error)}); repair it") from error
+
+
+def _gunzip(data: bytes) -> bytearray:
+    """As gzip.decompress, checksums included, in a quarter of the memory: nothing is joined or held twice."""
+    result, rest = bytearray(), memoryview(data)
+    while len(rest):
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            if not len(rest):
+                raise EOFError("it ends before its end marker")
+            result += member.decompress(rest[:_PIECE])
+            rest = rest[min(_PIECE, len(rest)) - len(member.unused_data) :]
+        if rest[:1] == b"\0" and not bytes(rest).strip(b"\0"):
+            break  # padding
+    return result
+
+
+def _data_offset(data: bytes | bytearray) -> int:
+    """`vox_offset` of a header in either byte order; 0 when there is none."""
+    size, field, place = (540, "q", 168) if data[4:7] == b"n+2" else (348, "f", 108)
+    for order in "<>":
+        if struct.unpack_from(f"{order}i", data)[0] == size:
+            return int(struct.unpack_from(f"{order}{field}", data, place)[0])
+    return 0
 
 
 def _affine(nifti: Any, name: str) -> np.ndarray:
@@ -87,10 +115,11 @@ def _affine(nifti: Any, name: str) -> np.ndarray:
     return geometry.reverse_axes(affine)
 
 
-def _values(nifti: Any, name: str) -> np.ndarray:
+def _values(nifti: Any, data: bytes | bytearray, name: str) -> np.ndarray:
     """Scaled values as stored: (x, y[, z[, t[, c]]]); RGB becomes c."""
     try:
-        raw = np.asarray(nifti.dataobj.get_unscaled())
+        proxy = nifti.dataobj
+        raw = np.ndarray(proxy.shape, proxy.dtype, buffer=data, offset=proxy.offset, order="F")
     except (
         Exception
     ) as error:  # truncated .nii: OSError; absurd shapes: ValueError, MemoryError, OverflowError

@@ -66,7 +66,18 @@ def rescale(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
             scaled *= np.array(int(slope)).astype(target)
             scaled += np.array(int(intercept)).astype(target)
             return scaled
-    return narrow(array.astype(np.float64) * slope + intercept)
+    return _scaled_slab_by_slab(array, slope, intercept)
+
+
+def _scaled_slab_by_slab(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """float32(slope * array + intercept), computed in float64 one slab at a time; keeps the memory order."""
+    result = np.empty_like(array, np.float32)
+    axis = int(np.argmax(np.abs(array.strides)))
+    with np.errstate(over="ignore"):
+        for number in range(array.shape[axis]):
+            slab = (slice(None),) * axis + (slice(number, number + 1),)
+            result[slab] = array[slab].astype(np.float64) * slope + intercept
+    return result
 
 
 def finite(array: np.ndarray, name: str) -> tuple[np.ndarray, dict[str, int]]:
