@@ -17,7 +17,6 @@ import numpy as np
 from .atomic import replacing
 from .errors import ConfigError, ShardError
 from .sample import MODALITIES, Modality
-from .shards import index as indexing
 from .shards.manifest import SourceEntry
 from .shards.reader import SampleRef, Shards
 from .thumbnails import thumbnail
@@ -166,18 +165,10 @@ def _located(
         if len(source.modalities) == 1:
             ordinals = range(entry.count)
         else:
-            ordinals = np.flatnonzero(_codes(shards.root / entry.file) == code)
+            ordinals = np.flatnonzero(shards.index(number).samples["modality"] == code)
         here = [place for place in wanted if before <= place < before + len(ordinals)]
         yield from (SampleRef(number, int(ordinals[place - before])) for place in here)
         before += len(ordinals)
-
-
-def _codes(tar: Path) -> np.ndarray:
-    """Modality codes of a shard's samples, from its index."""
-    try:
-        return indexing.load(indexing.index_path(tar)).samples["modality"]
-    except ShardError:
-        return indexing.rebuild(tar, write=False).samples["modality"]
 
 
 class _Pen:

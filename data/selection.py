@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from .errors import ConfigError, ShardError, nearest
+from .errors import ConfigError, nearest
 from .shards.manifest import SourceEntry
 from .shards.reader import Shards
 from .stream_config import StreamConfig
@@ -37,15 +35,7 @@ def select(config: StreamConfig, shards: Shards) -> tuple[list[SourceEntry], lis
         raise ConfigError(
             f"no {config.ndim}D source is left by data.sources/exclude; the shards hold {there}"
         )
-    for entry in (shard for source in chosen for shard in source.shards):
-        path = Path(shards.root) / entry.file
-        try:
-            size = path.stat().st_size
-        except OSError:
-            size = -1
-        if size != entry.bytes:
-            is_ = "is missing" if size < 0 else f"has {size} bytes, the manifest says {entry.bytes}"
-            raise ShardError(f"{path} {is_}: restore it, or build the shards again")
+    shards.check(shard for source in chosen for shard in source.shards)
     return chosen, first
 
 

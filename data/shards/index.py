@@ -199,6 +199,15 @@ def load(path: Path) -> Index:
         raise ShardError(
             f"{path}: the index cannot be read ({error}); it can be rebuilt from the tar"
         ) from error
+    return parse(mapped, path)
+
+
+def parse(mapped: np.ndarray, path: Path | str) -> Index:
+    """The index in these bytes, verified by its checksum; `path` is its name in messages.
+
+    Raises:
+        ShardError: truncated, of another version, or damaged.
+    """
     if len(mapped) < HEADER.itemsize:
         raise ShardError(f"{path}: the index is cut short at {len(mapped)} bytes; delete it, it is rebuilt")
     header = mapped[: HEADER.itemsize].view(HEADER)[0]

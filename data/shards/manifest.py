@@ -115,7 +115,7 @@ class Manifest:
         """
         path = Path(folder) / MANIFEST
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_bytes()
         except FileNotFoundError as error:
             hint = (
                 "the build has not finished: run it again" if (path.parent / "units").is_dir() else "build it"
@@ -123,7 +123,20 @@ class Manifest:
             raise ShardError(
                 f"{path.parent} is not a finished folder of shards ({MANIFEST} is missing); {hint}"
             ) from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
+        return cls.parse(text, path)
+
+    @classmethod
+    def parse(cls, text: bytes, path: Path | str) -> Manifest:
+        """The manifest in these bytes of `manifest.json`; `path` is its name in messages.
+
+        Raises:
+            ShardError: not JSON, or another format version.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
             raise ShardError(f"{path}: not readable as JSON ({error}); run the build again") from error
         version = data.get("format") if isinstance(data, dict) else None
         if version not in READABLE_FORMATS:

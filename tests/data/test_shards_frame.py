@@ -18,7 +18,7 @@ def volume(example):
     """(descriptor, index, member row, array [C, D, H, W]) of a volume with a chunk of zeros."""
     shards = Shards.open(example.path)
     handle = shards._handle(0)
-    yield handle.descriptor, handle.index, handle.index.members_of(0)[1], example.samples["vol-a"].image
+    yield handle.source, handle.index, handle.index.members_of(0)[1], example.samples["vol-a"].image
     shards.close()
 
 
