@@ -1,6 +1,7 @@
 """The configuration of a pretraining run, and the rules between its fields.
 
-Time is counted in optimiser steps and samples, never in epochs. The batch size is global (over all ranks and
+Time is counted in optimiser steps; a run may ask for epochs instead, which the shards turn into steps once,
+when it starts (`run.resolve_steps`). The batch size is global (over all ranks and
 accumulation); what one rank takes is derived and refused when it does not divide. `data.seed` follows `seed`
 unless it is set. The sections `encoder` and `objective` carry a `name` and the keys of that class's `Config`.
 """
@@ -15,6 +16,7 @@ from ..data.config import find_config, polymorphic, read_yaml, structured, to_di
 from ..data.errors import ConfigError, nearest
 from ..data.stream_config import StreamConfig
 
+STEPS = 100_000  # of a run that says neither steps nor epochs
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 # What a resumed run may change: where and how it runs and what it reports, never what it computes.
@@ -43,7 +45,8 @@ class OptimConfig:
 class TrainerConfig:
     """How long, on what, and how often to log and to save."""
 
-    steps: int = 100_000  # optimiser steps of the whole run
+    steps: int | None = None  # optimiser steps of the whole run; null: 100,000, or what `epochs` makes
+    epochs: float | None = None  # instead of steps; what an epoch is, data.epoch says: strict or cover
     accelerator: str = "auto"  # auto | cpu | gpu
     devices: Any = (
         "auto"  # per node: auto | a number | a list of indices; torchrun and srun decide themselves
@@ -107,6 +110,13 @@ class PretrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run, once epochs are resolved."""
+        if self.trainer.steps is None:
+            raise ConfigError(f"trainer.epochs={self.trainer.epochs} is not resolved: open the shards first")
+        return self.trainer.steps
+
+    @property
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.out or f"runs/{self.name}")
@@ -133,8 +143,10 @@ def complete(config: PretrainConfig) -> PretrainConfig:
     if config.data.seed == StreamConfig().seed:
         config.data.seed = config.seed
     config.data.check()
+    if config.trainer.steps is None and config.trainer.epochs is None:
+        config.trainer.steps = STEPS
     if not config.encoder and config.init_from is None:
-        config.encoder = {"name": "vit" if config.data.ndim == 2 else "vit3d"}
+        config.encoder = {"name": _default_encoder(config)}
     if config.encoder:
         config.encoder = _encoder_section(config)
     _, objective = polymorphic(config.objective, OBJECTIVES, "objective")
@@ -143,21 +155,23 @@ def complete(config: PretrainConfig) -> PretrainConfig:
     return config
 
 
-def per_rank_batch(config: PretrainConfig, world: int) -> int:
-    """Samples of one micro-batch on one rank.
+def per_rank_batch(config: PretrainConfig, world: int) -> list[int]:
+    """Samples of one micro-batch on one rank, for each shape class.
 
     Raises:
         ConfigError: the global batch does not divide by ranks × accumulation.
     """
-    batch, parts = config.data.batch_size, world * config.trainer.accumulate
-    if batch % parts:
-        below, above = batch // parts * parts, -(-batch // parts) * parts
-        near = f"{below} or {above}" if below else f"{above}"
-        raise ConfigError(
-            f"data.batch_size {batch} does not divide by {world} ranks × {config.trainer.accumulate} "
-            f"micro-batches = {parts}: use {near}, or another trainer.accumulate"
-        )
-    return batch // parts
+    parts = world * config.trainer.accumulate
+    batches = [part.batch_size for part in config.data.each()]
+    for batch in batches:
+        if batch % parts:
+            below, above = batch // parts * parts, -(-batch // parts) * parts
+            near = f"{below} or {above}" if below else f"{above}"
+            raise ConfigError(
+                f"data.batch_size {batch} does not divide by {world} ranks × {config.trainer.accumulate} "
+                f"micro-batches = {parts}: use {near}, or another trainer.accumulate"
+            )
+    return [batch // parts for batch in batches]
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -166,6 +180,13 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     fixed = [key for key in sorted(before.keys() | after.keys()) if not _free(key)]
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in fixed
             if before.get(key) != after.get(key)]  # fmt: skip
+
+
+def _default_encoder(config: PretrainConfig) -> str:
+    axes = {part.ndim for part in config.data.each()}
+    if len(axes) > 1:
+        raise ConfigError("data.classes mix 2D and 3D: name an encoder that takes both in encoder.name")
+    return "vit" if axes == {2} else "vit3d"
 
 
 def _encoder_section(config: PretrainConfig) -> dict[str, Any]:
@@ -191,7 +212,18 @@ def _check(config: PretrainConfig) -> None:
         raise ConfigError(
             "resume=true continues a run and init_from starts a new one from other weights: give one of them"
         )
-    positive = {"trainer.steps": trainer.steps, "trainer.accumulate": trainer.accumulate,
+    if trainer.steps is not None and trainer.epochs is not None:
+        raise ConfigError(
+            f"trainer.steps={trainer.steps} and trainer.epochs={trainer.epochs:g} both say how long the run "
+            "is: give one, e.g. trainer.steps=null"
+        )
+    if trainer.epochs is not None and config.data.epoch == "steps":
+        raise ConfigError(
+            f"trainer.epochs={trainer.epochs:g} needs an epoch: set data.epoch=strict (each sample once) or "
+            "data.epoch=cover (small sources repeat), or give trainer.steps"
+        )
+    positive = {"trainer.steps": trainer.steps, "trainer.epochs": trainer.epochs,
+                "trainer.accumulate": trainer.accumulate,
                 "trainer.log_every": trainer.log_every, "trainer.num_nodes": trainer.num_nodes,
                 "trainer.checkpoint_every_steps": trainer.checkpoint_every_steps,
                 "trainer.checkpoint_every_minutes": trainer.checkpoint_every_minutes,
@@ -199,7 +231,7 @@ def _check(config: PretrainConfig) -> None:
                 "probe.max_samples": config.probe.max_samples,
                 "panels.samples": config.panels.samples}  # fmt: skip
     for key, value in positive.items():
-        if value <= 0:
+        if value is not None and value <= 0:
             raise ConfigError(f"{key} is {value}; it must be above 0")
     if not 0 <= optim.warmup_fraction < 1:
         raise ConfigError(f"optim.warmup_fraction is {optim.warmup_fraction}; a share from 0 to below 1")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..data.draws import stream_key
 from ..data.errors import MedloomError
+from ..data.steps import StepPlan
 from .config import PretrainConfig
 from .encoders import Encoder
 from .objectives import Batch, Objective
@@ -81,8 +82,9 @@ class PretrainModule(pl.LightningModule):
         self.config = config
         self.encoder = encoder
         self.objective = objective
-        self.peak_rate, arithmetic = scaled_lr(config.optim.base_lr, config.data.batch_size)
+        self.peak_rate, arithmetic = scaled_lr(config.optim.base_lr, config.data.step_samples)
         log.info(arithmetic)
+        self.plan = StepPlan.of(config.data)
         self.window = Window()
         self.features: Tensor | None = None  # [B, E] of the last micro-batch on this rank
         self.start_step = 0
@@ -142,7 +144,7 @@ class PretrainModule(pl.LightningModule):
 
     def rate(self, step: int) -> float:
         """Learning rate of optimiser step `step` (0 is the first): linear warm-up, then cosine."""
-        optim, steps = self.config.optim, self.config.trainer.steps
+        optim, steps = self.config.optim, self.config.steps
         return warmup_cosine(step, steps=steps, warmup=round(optim.warmup_fraction * steps),
                              peak=self.peak_rate, floor=optim.min_lr)  # fmt: skip
 
@@ -186,7 +188,7 @@ class PretrainModule(pl.LightningModule):
         checkpoint.pop("loops", None)
         step = self.trainer.global_step
         checkpoint["medloom"] = {
-            "step": step, "samples": step * self.config.data.batch_size, "window": self.window.stacked(),
+            "step": step, "samples": self.plan.samples(step), "window": self.window.stacked(),
             "encoder": dict(self.config.encoder),
         }  # fmt: skip
 

@@ -30,16 +30,16 @@ TOKENS = frozenset(
 )  # fmt: skip
 
 
-def scaled_lr(base_lr: float, global_batch: int) -> tuple[float, str]:
+def scaled_lr(base_lr: float, global_batch: float) -> tuple[float, str]:
     """Peak learning rate by the linear rule (arXiv 1706.02677), and the arithmetic as a line to print.
 
     Args:
         base_lr: rate at a global batch of 256.
-        global_batch: samples an optimiser step, over all ranks and accumulation.
+        global_batch: samples an optimiser step, over all ranks and accumulation; the mean over shape classes.
     """
     lr = base_lr * global_batch / REFERENCE_BATCH
     rule = f"lr = base_lr × batch / {REFERENCE_BATCH}"
-    return lr, f"{rule} = {base_lr:g} × {global_batch} / {REFERENCE_BATCH} = {lr:g}"
+    return lr, f"{rule} = {base_lr:g} × {global_batch:g} / {REFERENCE_BATCH} = {lr:g}"
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

@@ -101,7 +101,7 @@ class Recorder(pl.Callback):
         return step == 1 or any(self._at(step, steps) for steps in every)
 
     def _at(self, step: int, every: int) -> bool:
-        return step == self.config.trainer.steps or (every > 0 and step % every == 0)
+        return step == self.config.steps or (every > 0 and step % every == 0)
 
     def _row(self, trainer: pl.Trainer, module: PretrainModule, step: int) -> dict[str, Any]:
         """The row of `step`; collective: every rank calls it."""
@@ -109,9 +109,9 @@ class Recorder(pl.Callback):
         means = module.window.close()
         features = gathered(module.features)
         module.end_of_work()  # after the values are on the CPU: now the device has done the work, too
-        samples = step * self.config.data.batch_size
+        samples = module.plan.samples(step)
         seconds = module.wait_seconds + module.work_seconds
-        done = (step - self._row_step) * self.config.data.batch_size
+        done = samples - module.plan.samples(self._row_step)
         row = {
             "step": step, "samples": samples, "time": round(time.monotonic() - self._begin, 3), **means,
             "lr": module.rate(step - 1), "feature_std": feature_std(features), "rankme": rankme(features),
@@ -121,7 +121,7 @@ class Recorder(pl.Callback):
             row["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(module.device) / 2**30, 3)
         self._row_step = step
         module.wait_seconds = module.work_seconds = 0.0
-        if step > self.config.optim.warmup_fraction * self.config.trainer.steps:
+        if step > self.config.optim.warmup_fraction * self.config.steps:
             self._alarm(row, alarm(features), trainer.is_global_zero)
         return row
 
@@ -151,7 +151,7 @@ class Recorder(pl.Callback):
                 f"loss {self.row['loss']:.4f} · {self.row['samples_per_s']:.0f} samples/s · "
                 f"data wait {100 * self.row['data_wait']:.0f} %"
             )
-        self.progress(step, self.config.trainer.steps, f"pretrain {self.config.name} | {detail}")
+        self.progress(step, self.config.steps, f"pretrain {self.config.name} | {detail}")
 
 
 def gathered(features: torch.Tensor | None) -> torch.Tensor:

@@ -25,6 +25,7 @@ from ..data.draws import stream_key
 from ..data.errors import ConfigError
 from ..data.normalise import RULE
 from ..data.shards.manifest import Manifest
+from ..data.steps import StepPlan
 from ..data.stream import Stream
 from . import preempt
 from .checkpoint import Checkpointing, newest
@@ -57,6 +58,7 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
     config = complete(config)
     main, launch = is_main_process(), detect(config.trainer)
     data = open_data(config)
+    resolve_steps(config, data)
     encoder, objective, ancestor = build(config)  # fills config.encoder where init_from decides it
     trainer = make_trainer(config, launch)
     log_arithmetic(config, trainer.world_size)
@@ -64,7 +66,7 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
     with RunFolder(config, main=main, manifest=manifest.hash) as folder:
         checkpoint = newest(folder.path) if config.resume else None
         start = step_of(checkpoint)
-        if start >= config.trainer.steps and (folder.path / WEIGHTS).is_file():
+        if start >= config.steps and (folder.path / WEIGHTS).is_file():
             log.info("%s is complete at step %d", folder.path, start)
             return folder.path
         saver = checkpointing(config, folder.path)
@@ -77,7 +79,7 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
             if config.trainer.compile:
                 encoder.compile()  # in place: torch.compile(encoder) would put a prefix before every key
             loaders = PretrainData(
-                config.data, steps=config.trainer.steps, accumulate=config.trainer.accumulate
+                config.data, steps=config.steps, accumulate=config.trainer.accumulate, folder=folder.path
             )
             trainer.fit(module, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
             recorder.finished = not saver.preempted
@@ -100,12 +102,24 @@ def open_data(config: PretrainConfig) -> Stream:
     return Stream(config.data)
 
 
+def resolve_steps(config: PretrainConfig, data: Stream) -> None:
+    """Turn `trainer.epochs` into `trainer.steps`, the only measure of a run from here on."""
+    epochs = config.trainer.epochs
+    if epochs is None:
+        return
+    config.trainer.steps, config.trainer.epochs = data.steps_for(epochs), None
+    log.info("%g epochs (%s) = %d steps", epochs, config.data.epoch, config.steps)
+
+
 def log_arithmetic(config: PretrainConfig, world: int) -> None:
     """Say once what one step is made of; refuse a batch that does not divide."""
-    batch, steps = config.data.batch_size, config.trainer.steps
-    part = per_rank_batch(config, world)
-    parts = f"{world} ranks × {config.trainer.accumulate} micro-batches × {part} samples"
-    log.info("global batch %d = %s; %d steps = %d samples", batch, parts, steps, steps * batch)
+    plan = StepPlan.of(config.data)
+    steps, samples = plan.steps_by_class(config.steps), plan.consumed(config.steps)
+    for batch, part, n, total in zip(
+        plan.batch_sizes, per_rank_batch(config, world), steps, samples, strict=True
+    ):
+        parts = f"{world} ranks × {config.trainer.accumulate} micro-batches × {part} samples"
+        log.info("global batch %d = %s; %d steps = %d samples", batch, parts, n, total)
 
 
 def build(config: PretrainConfig) -> tuple[Encoder, Objective, dict[str, Any] | None]:
@@ -128,10 +142,14 @@ def build(config: PretrainConfig) -> tuple[Encoder, Objective, dict[str, Any] | 
             encoder, report = load_encoder(config.init_from, in_channels=config.data.in_channels)
             config.encoder, record = to_dict(encoder.config), report.record
             log.info("%s", report)
-        if encoder.ndim != config.data.ndim:
-            raise ConfigError(f"the encoder is {encoder.ndim}D, data.ndim is {config.data.ndim}: "
-                              "choose encoder.name or data.ndim accordingly")  # fmt: skip
-        encoder.grid(config.data.crop)  # refuses a crop that patches do not tile
+        for part in config.data.each():
+            if part.ndim not in encoder.axes:
+                where = "data.classes have a class with ndim" if config.data.classes else "data.ndim is"
+                raise ConfigError(
+                    f"the encoder is {encoder.ndim}D, {where} {part.ndim}: choose encoder.name or the data "
+                    "accordingly"
+                )
+            encoder.grid(part.crop)  # refuses a crop that patches do not tile
         kind, section = polymorphic(config.objective, OBJECTIVES, "objective")
         objective = kind(section, encoder)
     return encoder, objective, record or None
@@ -149,7 +167,7 @@ def checkpointing(config: PretrainConfig, folder: Path) -> Checkpointing:
     trainer = config.trainer
     return Checkpointing(
         folder, every_steps=trainer.checkpoint_every_steps, every_minutes=trainer.checkpoint_every_minutes,
-        grace_seconds=trainer.grace_seconds, total_steps=trainer.steps,
+        grace_seconds=trainer.grace_seconds, total_steps=config.steps,
     )  # fmt: skip
 
 
@@ -157,19 +175,20 @@ def probe(config: PretrainConfig) -> Callable[[PretrainModule], dict[str, float]
     """The kNN probe, when it is wanted."""
     if config.probe.every_steps <= 0:
         return None
-    knn = KnnProbe(config.probe, config.data)
+    knn = KnnProbe(config.probe, config.data.each()[0])
     return lambda module: knn(module.encoder, module.device)
 
 
 def panels(
     config: PretrainConfig, folder: Path, data: Stream
 ) -> Callable[[PretrainModule, int], dict[str, Path]]:
-    """Pictures of the same few training images each time; they are read when the first panel is due."""
+    """Pictures of the same few training images (of the first class), read when the first panel is due."""
     held: list[dict[str, Any]] = []
 
     def draw(module: PretrainModule, step: int) -> dict[str, Path]:
         if not held:
-            pool = [data[position] for position in range(8 * config.panels.samples)]
+            several = len(data.classes)
+            pool = [data[position * several] for position in range(8 * config.panels.samples)]
             held.extend(pool[i] for i in varied(pool, config.panels.samples))
         batch = on_device(collate(held), module.device)
         return draw_panels(
@@ -196,7 +215,7 @@ def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
         accelerator=trainer.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
         strategy=trainer.strategy, plugins=launch.plugins or None,
         precision=precision(trainer.precision, trainer.accelerator),  # type: ignore[arg-type]
-        max_steps=trainer.steps, max_epochs=-1, accumulate_grad_batches=trainer.accumulate,
+        max_steps=config.steps, max_epochs=-1, accumulate_grad_batches=trainer.accumulate,
         use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=config.folder,
@@ -211,22 +230,24 @@ def provenance(
         {"id": s.id, "dataset": s.dataset, "licence": s.licence, "count": s.count, "modalities": s.modalities}
         for s in data.sources
     ]
+    batches, crops = list(data.plan.batch_sizes), [list(part.crop) for part in config.data.each()]
     training = {
         "manifest": manifest.hash,
         "collection": manifest.name,
         "salt_fingerprint": manifest.salt_fingerprint,
         "sources": sources,
         "objective": dict(config.objective),
-        "steps": config.trainer.steps,
-        "samples": config.trainer.steps * config.data.batch_size,
-        "batch_size": config.data.batch_size,
+        "steps": config.steps,
+        "samples": data.plan.samples(config.steps),
+        "batch_size": batches[0] if len(batches) == 1 else batches,
         "seeds": {"run": config.seed, "data": config.data.seed},
         "init_from": None if config.init_from is None else Path(config.init_from).name,
     }
     if ancestor is not None:  # what the initial weights were trained on counts as seen, too
         training["ancestor"] = {key: ancestor.get(key) for key in ("sha256", "training", "held_out")}
     return {
-        "input": {"rule": RULE, "crop": list(config.data.crop), "channels": config.data.in_channels},
+        "input": {"rule": RULE, "crop": crops[0], "channels": config.data.in_channels}
+        | ({"crops": crops} if len(crops) > 1 else {}),
         "training": training,
         "held_out": asdict(manifest.held_out),
     }

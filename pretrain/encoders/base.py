@@ -51,6 +51,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
 
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Numbers of spatial axes that the encoder takes."""
+        return (self.ndim,)
+
     def forward(self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False) -> Features:
         """Encode images [B, C, *spatial], float, normalised.
 

@@ -72,7 +72,7 @@ def test_own_seed_of_the_data_is_kept() -> None:
 
 def test_global_batch_is_divided_or_refused_with_the_numbers() -> None:
     config = load_config("phantom-mae-2d", ["data.batch_size=60", "trainer.accumulate=2"])
-    assert per_rank_batch(config, 3) == 10
+    assert per_rank_batch(config, 3) == [10]
     with pytest.raises(
         ConfigError, match=r"60 does not divide by 4 ranks × 2 micro-batches = 8: use 56 or 64"
     ):
