@@ -31,7 +31,7 @@ def samples_of(source: Source, record: Record, salt: bytes) -> list[Sample]:
     Raises:
         ReadError: an image or the mask cannot be used; the record is refused as a whole.
     """
-    images = read(record.paths, fourth_axis=source.fourth_axis)
+    images = read(record.paths, fourth_axis=source.fourth_axis, given=record.given)
     return [
         _sample(source, record, image, salt, frame if len(images) > 1 else None)
         for frame, image in enumerate(images)
@@ -74,7 +74,7 @@ def _sample(source: Source, record: Record, image: Image, salt: bytes, frame: in
     modality = record.modality or image.modality or Modality.OTHER
     mask = None
     if record.mask is not None:
-        mask = read_label_map(record.mask, image, cast(Any, source.mask_values))
+        mask = read_label_map(record.mask, image, cast(Any, source.mask_values), record.given)
     study = None if record.study is None else subject_key(salt, record.dataset, f"study {record.study}")
     meta: dict[str, Any] = {
         "format": FORMAT_VERSION,
@@ -88,8 +88,10 @@ def _sample(source: Source, record: Record, image: Image, salt: bytes, frame: in
         "dtype": image.array.dtype.name,
         "spacing": None if image.spacing is None else [float(s) for s in image.spacing],
         "affine": None if image.affine is None else np.asarray(image.affine, float).tolist(),
-        "orientation": "SAR" if image.ndim == 3 else None,  # d to superior, h to anterior, w to right
-        "stats": describe(image.array, modality),
+        # d to superior, h to anterior, w to right; an array without geometry lies as it was stored
+        "orientation": "SAR" if image.ndim == 3 and image.affine is not None else None,
+        # z-scores of a CT are not in Hounsfield units
+        "stats": describe(image.array, None if image.facts.get("normalised") else modality),
         "subject": subject_key(salt, record.dataset, record.subject),
         "study": study,
         "split": record.split,

@@ -9,6 +9,7 @@ integers until there. One rule for each kind of image, named `RULE` as a whole i
 | colour  | 8 bit, 3 channels that differ            | 0, 255      | ImageNet's, channel by channel    |
 | volume  | other volumes: MR, PET, shifted CT ...   | p0.5, p99.5 | of the foreground, by channel     |
 | picture | other pictures: X-ray, ultrasound, OCT.. | p0.5, p99.5 | middle and quarter of low .. high |
+| given   | normalised by their source (nnU-Net ...) | min, max    | 0, 1: left as they are            |
 
 The choice: statistics of the whole image, not of the crop, so that a crop keeps its brightness within the
 image; and no modality-wide constants but for HU, since MR has no unit and 16-bit pictures have no fixed
@@ -65,7 +66,9 @@ class Intensity:
 
 
 def kind(meta: Mapping[str, Any]) -> str:
-    """Row of the table above for an image with this `key.json`: "hu", "colour", "volume" or "picture"."""
+    """Row of the table above for an image with this `key.json`: its first word."""
+    if (meta.get("facts") or {}).get("normalised"):
+        return "given"
     stats = meta["stats"]
     low, high = stats["percentiles"]["0.5"], stats["percentiles"]["99.5"]
     if stats["foreground"]["rule"] == "hu" and high[0] - low[0] >= HU_LEAST_SPAN:
@@ -94,6 +97,10 @@ def intensity(meta: Mapping[str, Any], channels: int | None = None) -> Intensity
     low = np.where(sparse, np.asarray(stats["min"], np.float32), low)
     high = np.where(sparse, np.asarray(stats["max"], np.float32), high)
     match kind(meta):
+        case "given":
+            low, high = np.asarray(stats["min"], np.float32), np.asarray(stats["max"], np.float32)
+            # Not the guard below: a deviation that follows the extremes would normalise after all.
+            return _repeated(Intensity(low, high, np.zeros_like(low), np.ones_like(low)), channels, meta)
         case "hu":
             low, high = np.full_like(low, HU_LIMITS[0]), np.full_like(high, HU_LIMITS[1])
             mean, std = np.zeros_like(low), high.copy()
@@ -107,11 +114,15 @@ def intensity(meta: Mapping[str, Any], channels: int | None = None) -> Intensity
     mean = np.clip(mean, low, high)
     std = np.maximum(std, (high - low) * np.float32(LEAST_STD))
     std = np.where(std > 0, std, np.float32(1))  # a constant image becomes 0, not NaN
-    found = Intensity(low, high, mean.astype(np.float32), std.astype(np.float32))
-    if channels is None or channels == len(low):
+    return _repeated(Intensity(low, high, mean.astype(np.float32), std.astype(np.float32)), channels, meta)
+
+
+def _repeated(found: Intensity, channels: int | None, meta: Mapping[str, Any]) -> Intensity:
+    """The numbers of `channels` channels: those found, or one channel's repeated."""
+    if channels is None or channels == len(found.low):
         return found
-    if len(low) != 1:
-        raise ValueError(f"{meta['key']}: {len(low)} channels are stored, {channels} were asked for")
+    if len(found.low) != 1:
+        raise ValueError(f"{meta['key']}: {len(found.low)} channels are stored, {channels} were asked for")
     return found.take([0] * channels)
 
 

@@ -155,6 +155,17 @@ def parse_organ(text: str) -> Organ:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a source says of an array file that the file itself does not (see readers/array.py)."""
+
+    axes: str = ""  # letters of CDHW in stored order; empty: guessed from the shape
+    spacing: tuple[float, ...] | None = None  # mm, (D, H, W) or (H, W)
+    normalised: bool = False  # intensities are z-scores already, or the like
+    properties: Path | None = None  # nnU-Net's .pkl of the case
+    transpose: tuple[int, ...] = (0, 1, 2)  # nnU-Net's transpose_forward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One image as it lies on disk, before it is read.
 
@@ -165,7 +176,7 @@ class Record:
     dataset: str
     name: str
     subject: str
-    paths: tuple[Path, ...]  # one file, or the files of a DICOM series in slice order
+    paths: tuple[Path, ...]  # one file or member of an archive, or the files of a DICOM series in slice order
     modality: Modality | None = None  # None: take what the file says
     organ: Organ | None = None
     licence: str = "unknown"
@@ -173,6 +184,7 @@ class Record:
     split: str | None = None  # "train" | "val" | "test" when the source declares one
     labels: Mapping[str, Any] = field(default_factory=dict)  # {"class": "benign"}, plain JSON values
     mask: Path | None = None  # integer label map on the image's grid
+    given: Given | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,10 +17,11 @@ from typing import Any
 
 from .atomic import write_json
 from .errors import ShardError
+from .interop import archive
 from .layouts.base import Source
 from .preprocess import STATS_VERSION
 from .privacy import salt_fingerprint
-from .sample import Record
+from .sample import Given, Record
 from .shards.format import FORMAT_VERSION
 from .shards.index import index_path, rebuild
 from .shards.manifest import ShardEntry
@@ -147,14 +148,27 @@ def _stat(source: Source, record: Record) -> tuple[int, str]:
     total, files = 0, []
     for path in (*record.paths, *([record.mask] if record.mask else [])):
         try:
-            status = path.stat()
+            length, changed = archive.stat(path)
         except OSError:
             continue
-        total += status.st_size
-        files.append((source.relative(path), status.st_size, status.st_mtime_ns))
+        total += length
+        files.append((source.relative(path), length, changed))
     known = (record.name, record.subject, record.study, record.split, record.licence)
     labels = sorted((str(name), repr(value)) for name, value in record.labels.items())
+    if record.given is not None:
+        files.append(_given(source, record.given))
     return total, repr((known, str(record.modality), str(record.organ), labels, files))
+
+
+def _given(source: Source, given: Given) -> tuple[Any, ...]:
+    """What the source says of an array, and the state of the file that says it."""
+    said = (given.axes, given.spacing, given.normalised, given.transpose)
+    if given.properties is None:
+        return said
+    try:
+        return (*said, source.relative(given.properties), *archive.stat(given.properties))
+    except OSError:
+        return (*said, source.relative(given.properties))
 
 
 def _inputs(source: Source, state: list[str], salt: bytes, extra: str) -> str:

@@ -14,8 +14,10 @@ from typing import Any
 
 from .errors import ShardError
 from .ingest import content_hash, reason_of, samples_of, scrub, secrets_of
+from .interop import archive
 from .privacy import key_of, subject_key
 from .readers import read
+from .readers.source import OUT_OF_SPACE
 from .sample import Record
 from .shards.codec import single_threaded
 from .shards.format import Member, members_of
@@ -57,7 +59,7 @@ def _hash_records(unit: Unit, salt: bytes, receipt: Receipt, tick: Callable[[], 
         if tick:
             tick()
         try:
-            images = read(record.paths, fourth_axis=unit.source.fourth_axis)
+            images = read(record.paths, fourth_axis=unit.source.fourth_axis, given=record.given)
             receipt.hashes.extend(content_hash(image.array) for image in images)
         except Exception as error:
             _refuse(unit, record, salt, receipt, error)
@@ -131,8 +133,10 @@ def _refuse(unit: Unit, record: Record, salt: bytes, receipt: Receipt, error: Ex
     where = unit.source.relative(record.paths[0])
     if isinstance(error, MemoryError):
         raise ShardError(f"{where}: not enough memory to decode it; build with fewer --workers") from error
+    if isinstance(error, OSError) and error.errno in OUT_OF_SPACE:
+        raise ShardError(f"{where}: no space to unpack it ({error.strerror})") from error
     for path in record.paths:
-        if not path.exists():
+        if not archive.exists(path):
             raise ShardError(
                 f"{path}: disappeared during the build; is its disk still mounted? then run the command again"
             ) from error

@@ -6,7 +6,7 @@ new file and a line in `LAYOUTS`.
 
 from __future__ import annotations
 
-from . import dicom_tree, image_folder, msd, table
+from . import dicom_tree, image_folder, litdata, msd, nnunet, table, webdataset
 from .base import Layout, Refusal, Source
 
 __all__ = ["LAYOUTS", "Layout", "Refusal", "Source"]
@@ -14,6 +14,9 @@ __all__ = ["LAYOUTS", "Layout", "Refusal", "Source"]
 LAYOUTS: dict[str, Layout] = {
     "dicom_tree": dicom_tree,
     "image_folder": image_folder,
+    "litdata": litdata,
     "msd": msd,
+    "nnunet": nnunet,
     "table": table,
+    "webdataset": webdataset,
 }

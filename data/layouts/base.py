@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ..errors import CollectionError, ConfigError, nearest
+from ..interop import archive
 from ..sample import Modality, Organ, Record
 
 logger = logging.getLogger(__name__)
@@ -192,6 +193,8 @@ def counted(items: Sequence[T], what: str, progress: Progress | None) -> Iterato
 def readable(path: Path) -> str | None:
     """Why `path` cannot be an image file (missing, a folder, empty), or None. One `stat`."""
     try:
+        if archive.split(path)[1]:
+            return None if archive.stat(path)[0] else "member is empty (0 bytes)"
         status = path.stat()
     except OSError:
         return "file is missing"

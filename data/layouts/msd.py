@@ -34,7 +34,7 @@ class Options:
 def describe(source: Source) -> Source:
     """Fill modality and mask classes from dataset.json where the collection does not state them."""
     facts = _read(source.root)
-    classes = source.mask_classes or _mask_classes(facts)
+    classes = source.mask_classes or mask_classes_of(facts)
     return replace(source, modality=source.modality or _modality(facts, source), mask_classes=classes)
 
 
@@ -105,7 +105,8 @@ def _pair(root: Path, entry: Any) -> tuple[str, str | None]:
     return posixpath.normpath(image), posixpath.normpath(mask) if mask else None
 
 
-def _mask_classes(facts: dict[str, Any]) -> dict[int, str]:
+def mask_classes_of(facts: dict[str, Any]) -> dict[int, str]:
+    """Names of the mask values in the `labels` of a dataset.json, without the background."""
     classes: dict[int, str] = {}
     labels = facts.get("labels")
     for key, value in labels.items() if isinstance(labels, dict) else ():

@@ -1,7 +1,8 @@
-"""How a file becomes an Image: NIfTI, DICOM and raster pictures.
+"""How a file becomes an Image: NIfTI, DICOM, raster pictures and bare arrays.
 
 A reader is one module with SUFFIXES, `matches(head)` and `read(paths, *, fourth_axis)`, and one line in
-READERS. A known suffix decides; a file without one is recognised by its first bytes.
+READERS; that of arrays also takes what the source says of them (`given`). A known suffix decides; a file
+without one is recognised by its first bytes.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import ReadError
-from ..sample import Image
-from . import dicom, nifti, raster
+from ..sample import Given, Image
+from . import array, dicom, nifti, raster
 from .labels import read_label_map
+from .source import head_of
 
 __all__ = ["READERS", "SUFFIXES", "read", "read_label_map", "reader_of"]
 
@@ -21,6 +23,7 @@ READERS: dict[str, ModuleType] = {
     "nifti": nifti,
     "dicom": dicom,
     "raster": raster,
+    "array": array,
 }
 
 SUFFIXES: dict[str, str] = {suffix: name for name, module in READERS.items() for suffix in module.SUFFIXES}
@@ -36,25 +39,20 @@ def reader_of(path: Path) -> ModuleType:
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if lower.endswith(suffix):
             return READERS[SUFFIXES[suffix]]
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(512)
-    except OSError as error:
-        raise ReadError(f"{path.name}: cannot be opened ({error.strerror}); check the path") from error
-    if not head:
-        raise ReadError(f"{path.name}: 0 bytes, expected an image; copy or download it again")
+    head = head_of(path)
     for module in READERS.values():
         if module.matches(head):
             return module
     raise ReadError(f"{path.name}: unknown format, expected one of {', '.join(sorted(SUFFIXES))}; convert it")
 
 
-def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]:
+def read(paths: Sequence[Path], *, fourth_axis: str = "channels", given: Given | None = None) -> list[Image]:
     """Read one image: one file, or the files of a DICOM series in any order.
 
     Args:
         paths: at least one.
         fourth_axis: what a fourth axis becomes: "channels" of one image, or "frames", one image each.
+        given: what the source says of an array file; other files speak for themselves.
 
     Returns:
         Images [C, D, H, W] or [C, H, W] in their native dtype; volumes in closest canonical orientation. More
@@ -66,4 +64,7 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]
     paths = [Path(path) for path in paths]
     if not paths:
         raise ReadError("no file given, expected at least one")
-    return reader_of(paths[0]).read(paths, fourth_axis=fourth_axis)
+    reader = reader_of(paths[0])
+    if reader is array:
+        return array.read(paths, fourth_axis=fourth_axis, given=given)
+    return reader.read(paths, fourth_axis=fourth_axis)

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 from ..errors import ReadError
-from ..sample import Image
+from ..sample import Given, Image
+from . import array as arrays
 from . import geometry, raster
 
 # Farthest that a corner of the mask's grid may lie from the image's, as a share of the smallest voxel edge.
@@ -23,15 +24,19 @@ INTEGER_TOLERANCE = 1e-3
 
 
 def read_label_map(
-    path: Path, like: Image, values: Mapping[int, int] | Literal["nonzero"] | None = None
+    path: Path,
+    like: Image,
+    values: Mapping[int, int] | Literal["nonzero"] | None = None,
+    given: Given | None = None,
 ) -> np.ndarray:
     """Read the label map of an image.
 
     Args:
-        path: NIfTI, DICOM or raster; of a palette picture the indices count, not the colours.
+        path: NIfTI, DICOM, array or raster; of a palette picture the indices count, not the colours.
         like: the image; the map must have its spatial shape and, where both files state one, its affine.
         values: None keeps labels, "nonzero" makes 0/1, a mapping {file value: label} renames (0 stays 0
             unless the mapping says otherwise).
+        given: what the source says of array files.
 
     Returns:
         uint8, uint16 or uint32, [D, H, W] or [H, W].
@@ -41,7 +46,7 @@ def read_label_map(
             of a voxel edge; negative or fractional labels; a value that the mapping does not name.
     """
     path = Path(path)
-    array, affine = _stored(path)
+    array, affine = _stored(path, like, given)
     expected = like.array.shape[1:]
     if array.ndim - 1 != len(expected) and 1 in array.shape[1:]:
         # A one-slice volume for a picture, or the other way round.
@@ -58,12 +63,14 @@ def read_label_map(
     return _mapped(_integers(array[0], path.name), values, path.name)
 
 
-def _stored(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _stored(path: Path, like: Image, given: Given | None) -> tuple[np.ndarray, np.ndarray | None]:
     from . import reader_of
 
     reader = reader_of(path)
     if reader is raster:
         return raster.read_labels(path), None
+    if reader is arrays:
+        return arrays.read_labels(path, like.ndim, given)
     images = reader.read([path])
     if len(images) != 1:
         raise ReadError(f"{path.name}: {len(images)} frames, expected one label map")

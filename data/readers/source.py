@@ -6,24 +6,48 @@ last byte, which lazy readers skip. The price is the compressed size in memory f
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from ..errors import ConfigError, ReadError
+from ..interop import archive
 
 FOURTH_AXES = ("channels", "frames")
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def content(path: Path) -> bytes:
-    """Return the bytes of `path`. Raises ReadError when it is missing, empty, a folder or not permitted."""
+    """Return the bytes of `path`, a file or a member of an archive.
+
+    Raises:
+        ReadError: it is missing, empty, damaged, a folder or not permitted.
+        OSError: the temporary disk, where compressed archives are unpacked, is full.
+    """
     try:
-        data = Path(path).read_bytes()
+        data = archive.read(Path(path))
     except FileNotFoundError:
         raise ReadError(f"{path.name}: no such file; check the path in the collection's table") from None
     except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            raise
         raise ReadError(f"{path.name}: cannot be opened ({error.strerror}); check its permissions") from error
     if not data:
         raise ReadError(f"{path.name}: 0 bytes, expected an image; copy or download it again")
     return data
+
+
+def head_of(path: Path) -> bytes:
+    """Return the first 512 bytes of `path`. Raises as `content`."""
+    if archive.split(path)[1]:
+        return content(path)[:512]
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        raise ReadError(f"{path.name}: cannot be opened ({error.strerror}); check the path") from error
+    if not head:
+        raise ReadError(f"{path.name}: 0 bytes, expected an image; copy or download it again")
+    return head
 
 
 def single(paths: list[Path], kind: str) -> Path:
