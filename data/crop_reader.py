@@ -12,7 +12,7 @@ import numpy as np
 
 from .crops import PICTURE_DRAWS, VOLUME_DRAWS, channel_choice, pad_to, picture_box, volume_box
 from .draws import uniform
-from .normalise import Intensity, grey, intensity, kind, luminance
+from .normalise import grey, intensity, kind, luminance
 from .preprocess import unpack_bricks
 from .sample import MODALITIES, Modality
 from .shards.format import partition
@@ -39,12 +39,16 @@ class CropReader:
         Raises:
             ShardError: what is stored is damaged.
         """
-        numbers = intensity(meta)
+        numbers, channels = intensity(meta), self._choice(meta, position)
+        if channels is not None:
+            numbers = numbers.take(channels)
         if self.config.ndim == 2:
             image, spacing = self._picture(ref, meta, draws)
+            image = image if channels is None else image[channels]
         else:
-            image, spacing = self._volume(ref, meta, draws, numbers.low)
-        image, numbers = self._channels(image, numbers, meta, position)
+            image, spacing = self._volume(ref, meta, draws, numbers.low, channels)
+        if channels is None and len(image) != 1 and self.config.in_channels == 1:
+            image, numbers = luminance(image), numbers.luminance()
         return {
             "image": image,
             "low": numbers.low,
@@ -69,7 +73,12 @@ class CropReader:
         return image, np.asarray(meta["spacing"] or (1.0, 1.0), np.float32) * zoom
 
     def _volume(
-        self, ref: SampleRef, meta: dict[str, Any], draws: list[float], low: np.ndarray
+        self,
+        ref: SampleRef,
+        meta: dict[str, Any],
+        draws: list[float],
+        low: np.ndarray,
+        channels: list[int] | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         shape, spacing = meta["shape"], meta["spacing"]
         blocks = partition(shape, spacing, ndim=3)[1][-3:]
@@ -82,22 +91,17 @@ class CropReader:
             foreground=self.config.foreground,
             snap=[min(self.config.snap, block) for block in blocks],
         )
-        image = pad_to(self.shards.read(ref, origin, extent), self.config.crop, low)
+        image = pad_to(self.shards.read(ref, origin, extent, channels=channels), self.config.crop, low)
         return image, np.asarray(spacing or (1.0, 1.0, 1.0), np.float32)
 
-    def _channels(
-        self, image: np.ndarray, numbers: Intensity, meta: dict[str, Any], position: int
-    ) -> tuple[np.ndarray, Intensity]:
-        """Bring the image to one channel or to `in_channels`; one channel is repeated on the device."""
-        stored, wanted = len(image), self.config.in_channels
+    def _choice(self, meta: dict[str, Any], position: int) -> list[int] | None:
+        """The channels to read, so that there are 1 or `in_channels`; None: all. Grey is repeated later."""
+        stored, wanted = int(meta["shape"][0]), self.config.in_channels
         if stored == 1:
-            return image, numbers
+            return None
         if grey(meta):
-            return image[:1], numbers.take([0])
-        if stored == wanted:
-            return image, numbers
-        if wanted == 1 and kind(meta) == "colour":
-            return luminance(image), numbers.luminance()
+            return [0]
+        if stored == wanted or (wanted == 1 and kind(meta) == "colour"):
+            return None
         draws = uniform(self.config.seed, "channels", [position], stored)[0]
-        choice = channel_choice(stored, wanted, draws.tolist())
-        return image[choice], numbers.take(choice)
+        return channel_choice(stored, wanted, draws.tolist())

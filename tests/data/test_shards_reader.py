@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from medloom.data import open_shards
 from medloom.data.errors import ShardError
+from medloom.data.shards import frame
 from medloom.data.shards import index as indexing
 from medloom.data.shards.pictures import resize
 from medloom.data.shards.reader import SampleRef, Shards
+
+from .conftest import make_sample, smooth, write_folder
 
 
 @pytest.fixture
@@ -89,6 +92,37 @@ def test_a_crop_reads_only_its_chunks(example, shards, monkeypatch):
     crop = shards.read(ref, (0, 0, 64), (64, 64, 26))
     np.testing.assert_array_equal(crop, example.samples["vol-a"].image[:, :64, :64, 64:90])
     assert 0 < sum(seen) < int(member["size"]) / 3
+
+
+@pytest.mark.parametrize("channels", [[0], [1], [1, 0], [0, 1], [1, 1, 0]])
+def test_chosen_channels_equal_those_of_the_whole(example, shards, channels):
+    for key in ("vol-b", "pic-b", "pic-c"):
+        image = example.samples[key].image
+        got = shards.read(shards.find(key), channels=channels)
+        np.testing.assert_array_equal(got, image[channels])
+        box = [2] * (image.ndim - 1), [5] * (image.ndim - 1)
+        place = (channels, *[slice(2, 7)] * (image.ndim - 1))
+        np.testing.assert_array_equal(shards.read(shards.find(key), *box, channels=channels), image[place])
+    for wrong in ([], [3], [-1]):
+        with pytest.raises(ShardError, match=r"channels .*: the image has"):
+            shards.read(shards.find("vol-b"), channels=wrong)
+
+
+def test_channels_that_are_left_out_are_not_read(tmp_path):
+    image = smooth((4, 24, 40, 40), 900, np.int16)
+    folder = write_folder(tmp_path / "four", {"v-3d": [make_sample("v-a", image, spacing=[1.0] * 3)]})
+    shards = Shards.open(folder.path)
+    handle = shards._handle(0)
+    seen, real = [], frame._read_file(handle.source)
+    handle_source, handle.source = handle.source, lambda ranges: seen.extend(ranges) or real(ranges)
+    read = {}
+    for channels in ([2], [0, 3], None):
+        seen.clear()
+        wanted = image if channels is None else image[channels]
+        np.testing.assert_array_equal(shards.read(SampleRef(0, 0), channels=channels), wanted)
+        read[len(wanted)] = sum(size for _, size in seen)
+    assert 0 < read[1] < 0.3 * read[4] and 0.4 * read[4] < read[2] < 0.6 * read[4]
+    handle.source = handle_source
 
 
 @pytest.mark.parametrize("key", ["pic-a", "pic-b", "pic-c"])
