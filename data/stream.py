@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,10 @@ class Stream(Dataset):
         self.quarantine.note(entry)
         return entry
 
+    @cached_property
+    def _manifest(self) -> str:
+        return self.shards.manifest.hash[:16]
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with anything that changes the order or the shares of the classes."""
@@ -172,7 +177,7 @@ class Stream(Dataset):
         """
         return {
             "order": self.fingerprint,
-            "manifest": self.shards.manifest.hash[:16],
+            "manifest": self._manifest,
             "seed": self.config.seed,
             "alpha": self.config.alpha,
             "consumed": int(consumed[0]) if len(consumed) == 1 else [int(n) for n in consumed],
