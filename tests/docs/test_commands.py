@@ -42,7 +42,8 @@ def test_documented_commands_are_real(page: str, line: str) -> None:
     if argv[0] == "pretrain":
         from medloom.pretrain.config import load_config
 
-        assert load_config(arguments.config, arguments.overrides).trainer.steps > 0
+        length = load_config(arguments.config, arguments.overrides).trainer
+        assert (length.steps or length.epochs or 0) > 0
     elif argv[0] == "finetune":
         from medloom.finetune.config import load_config as load_task
 
