@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from .errors import ConfigError
 from .loader import Loader, loader
@@ -52,6 +53,7 @@ class PretrainData(pl.LightningDataModule):
         self.config, self.steps, self.accumulate, self.context = config, steps, accumulate, context
         self.folder = folder
         self.stream: Stream | None = None
+        self._loader: Loader | None = None
         self.plan = StepPlan.of(config)
 
     def setup(self, stage: str | None = None) -> None:
@@ -69,7 +71,7 @@ class PretrainData(pl.LightningDataModule):
         stream = self._opened()
         for line in stream.describe(self.steps):
             log.info("data: %s", line)
-        return loader(
+        self._loader = loader(
             stream,
             rank=trainer.global_rank,
             world=trainer.world_size,
@@ -79,6 +81,18 @@ class PretrainData(pl.LightningDataModule):
             plan=self.plan,
             context=self.context,
         )
+        return self._loader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """See `Loader.to_device`: to a GPU the copy runs beside the computation."""
+        if self._loader is None:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return self._loader.to_device(batch, device)
+
+    def teardown(self, stage: str) -> None:
+        """End the workers."""
+        if self._loader is not None:
+            self._loader.close()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Log and count the samples that were replaced in this batch.
