@@ -63,7 +63,10 @@ def test_a_cover_epoch_is_the_shortest_that_sees_every_sample(sources, alpha, wi
         seen = samples(order, range(epoch * length, (epoch + 1) * length))
         assert set(seen) == everything(sources)
         assert set(seen[:-1]) != everything(sources)
-    mine = order.locate(range(epochs * length)).source
+    found = order.locate(range(epochs * length))
+    passes = set(zip((np.arange(epochs * length) // length).tolist(), found.source, found.epoch, strict=True))
+    assert len({(source, turn) for _, source, turn in passes}) == len(passes), "a permutation came back"
+    mine = found.source
     assert order.counts(epochs * length).tolist() == np.bincount(mine, minlength=len(sources)).tolist()
     plain = Order(sources, seed=1, alpha=alpha, window=window)
     assert samples(plain, range(length)) == samples(order, range(length))
