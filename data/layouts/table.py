@@ -22,13 +22,23 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CollectionError, ConfigError, nearest
-from ..sample import Record, parse_modality, parse_organ
+from ..sample import Given, Record, parse_modality, parse_organ
 from .base import Progress, Refusal, Source, compiled, counted, parse_split, readable
 
 _TEMPLATE = re.compile(r"\{([^{}]+)\}")
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
 _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # "007" is a code
-_KEYS = ("path", "mask", "label", "subject", "study", "split", "modality", "organ")  # name one column each
+_KEYS = (
+    "path",
+    "mask",
+    "axes",
+    "label",
+    "subject",
+    "study",
+    "split",
+    "modality",
+    "organ",
+)  # name one column each
 _ROLES = ("modality", "organ", "split", "label")
 
 
@@ -40,6 +50,7 @@ class Options:
     path: str = "path"  # column or template; paths are relative to the source's root
     path_pattern: str | None = None  # regex on the path; its named groups become columns
     mask: str | None = None  # column or template; an empty cell means no mask
+    axes: str | None = None  # column: axes of .npy and .b2nd files, e.g. CDHW; empty: from the shape
     label: str | None = None  # becomes labels["class"]
     labels: list[str] = field(default_factory=list)  # further columns, kept under their own names
     values: dict[str, str] = field(default_factory=dict)  # further columns, {column: name}
@@ -116,6 +127,7 @@ def _item(root: Path, source: Source, options: Options, row: dict[str, Any]) -> 
             split=parse_split(split) if split else None,
             labels=_labels(options, row),
             mask=mask,
+            given=Given(axes=axes) if (axes := _text(row, options.axes)) else None,
         )
     except CollectionError as error:
         return Refusal(name or f"{options.file}:{row['']}", path, str(error))

@@ -50,7 +50,7 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels", given: Given |
     array = _ordered(stored, axes, path.name)
     if not given.axes and axes == "HWC" and array.dtype == np.uint8:
         array = array[:3]  # the fourth is alpha
-    if array.ndim == 3:
+    if array.ndim == 3 and not given.axes:
         array = values.grey_if_equal(array)
     image = _placed(array, given, path.name)
     image.array, mended = values.finite(values.narrow(image.array), path.name)

@@ -13,6 +13,8 @@ from keyword import iskeyword
 # name -> one line of help; the module has the name of the sub-command (import_ for import). In order of work.
 COMMANDS: dict[str, str] = {
     "build": "read a collection and write shards; a killed build continues",
+    "import": "read shards of webdataset, LitData or nnU-Net and write shards of medloom",
+    "export": "write samples as plain NIfTI, PNG and JPEG files with a table",
     "check": "verify every member of every shard; exit status 1 on a fault",
     "show": "print the sources as a table and write a contact sheet (PNG)",
 }
