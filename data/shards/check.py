@@ -90,11 +90,22 @@ def check(
 
 
 def examine(
-    folder: str | Path, progress: Progress | None = None, *, workers: int = 1, fast: bool = False
+    folder: str | Path,
+    progress: Progress | None = None,
+    *,
+    workers: int = 1,
+    fast: bool = False,
+    trusted: bool = True,
 ) -> Findings:
-    """As `check`, with what a repair needs to know besides."""
+    """As `check`, with what a repair needs to know besides.
+
+    Args:
+        trusted: False holds the shards against their indices, whatever the manifest says.
+    """
     folder = Path(folder)
     manifest, faults = _manifest(folder)
+    if not trusted:
+        manifest = None
     known: list[tuple[ShardEntry, int | None]]
     if manifest is None:  # each shard against its own index
         tars = sorted(folder.glob("[!.]*.tar"))

@@ -19,6 +19,7 @@ from .index import Index, key_hash, read_exactly
 
 _MAGIC = b"ustar\x0000"
 _MAGIC_AT = 257  # in a header
+_UNNAMED = "member at byte"
 _EXTENSIONS = {KIND_JSON: "json", KIND_JPEG: "jpg", KIND_IMAGE: "b2nd", KIND_MASK: "seg.b2nd"}
 
 
@@ -78,7 +79,7 @@ class Names:
         sample = int(row["sample"])
         key = self._keys.get(int(self._index.samples[sample]["key_hash"]))
         if key is None:
-            return f"member at byte {int(row['offset'])} (sample {sample})"
+            return f"{_UNNAMED} {int(row['offset'])} (sample {sample})"
         level = f"l{int(row['level'])}." if row["level"] else ""
         return f"{key}.{level}{_EXTENSIONS[int(row['kind'])]}"
 
@@ -88,6 +89,27 @@ def canonical_header(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = size, 0o644, 0
     return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def mended(tar: Path, index: Index) -> Iterator[bytes]:
+    """The tar with headers and padding as the writer writes them; whether that mends it, its SHA-256 tells.
+
+    Ends early where the file does, or where nothing tells the name of a member.
+    """
+    descriptor = os.open(tar, os.O_RDONLY)
+    try:
+        names, done = Names(descriptor, index), 0
+        for row in index.members:
+            name, size, offset = names.of(row), int(row["size"]), int(row["offset"])
+            if name.startswith(_UNNAMED) or offset + size > os.fstat(descriptor).st_size:
+                return
+            yield canonical_header(name, size)
+            yield read_exactly(descriptor, size, offset)
+            yield b"\0" * (-size % tarfile.BLOCKSIZE)
+            done = offset + size + -size % tarfile.BLOCKSIZE
+        yield b"\0" * (index.tar_bytes - done)
+    finally:
+        os.close(descriptor)
 
 
 def _members(descriptor: int, index: Index, names: Names) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "import": "read shards of webdataset, LitData or nnU-Net and write shards of medloom",
     "export": "write samples as plain NIfTI, PNG and JPEG files with a table",
     "check": "verify every member of every shard; exit status 1 on a fault",
+    "repair": "mend what check finds: from the folder itself, a copy, the next build, or by dropping",
     "show": "print the sources as a table and write a contact sheet (PNG)",
 }
 
