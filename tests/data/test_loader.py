@@ -3,8 +3,10 @@
 import gc
 import multiprocessing
 import os
+import platform
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -339,6 +341,25 @@ def test_a_process_of_multiprocessing_exits_while_it_holds_workers():
     process.start()
     process.join(timeout=60)
     assert process.exitcode == 1
+
+
+class Faults(Made):
+    """Says as its position how many pages the kernel had to give for 20 batches of eight crops of 1.7 MB."""
+
+    def __getitems__(self, positions):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            for crop in [np.empty(96**3, np.int16) for _ in range(8)]:
+                crop.fill(1)
+            del crop
+        found = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        return [sample | {"position": found} for sample in super().__getitems__(positions)]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to")
+def test_workers_reuse_the_memory_of_crops():
+    plain, reused = ([int(b["position"][0]) for b in made(4, samples=Faults(), workers=w)] for w in (0, 1))
+    assert max(reused[1:]) < min(plain[1:]) / 10
 
 
 class Stuck(Made):
