@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
@@ -95,13 +96,17 @@ class PretrainData(pl.LightningDataModule):
             self._loader.close()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Log and count the samples that were replaced in this batch.
+        """Log and count the samples that were replaced in this batch; keep its positions on the host, too.
+
+        `host_position` is an array, which is not sent: the draws of the views are made with it.
 
         Raises:
             ShardError: the failure budget of a source is spent.
         """
         if isinstance(batch, Mapping) and any(batch.get("replaced", ())):
             self._opened().quarantine.collect(batch["replaced"])
+        if isinstance(batch, dict):
+            batch["host_position"] = np.array(batch["position"])
         return batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from .encoders import Encoder
 from .objectives import Batch, Objective
 from .optim import adamw, param_groups, scaled_lr
 from .schedules import warmup_cosine
-from .views import to_float
+from .views import limits, to_float
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +116,11 @@ class PretrainModule(pl.LightningModule):
 
     def prepared(self, batch: dict[str, Any]) -> Batch:
         """The loader's batch on this device as what objectives take: float, normalised."""
-        image = to_float(batch, self.encoder.in_channels)
+        image, at = to_float(batch, self.encoder.in_channels), batch.get("host_position")
         return Batch(image=image, position=batch["position"], seed=self.config.data.seed,
-                     modality=batch.get("modality"), spacing=batch.get("spacing"))  # fmt: skip
+                     modality=batch.get("modality"), spacing=batch.get("spacing"),
+                     limits=limits(batch, self.encoder.in_channels),
+                     host_position=None if at is None else torch.from_numpy(at))  # fmt: skip
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Start the clock of the data wait; runs after all callbacks, whose time is nobody's wait."""

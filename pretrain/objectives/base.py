@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..encoders.base import Encoder
+from ..views import Limits
 
 
 @dataclass(slots=True)
@@ -24,6 +25,13 @@ class Batch:
     seed: int
     modality: Tensor | None = None  # int64 [B], code in data.sample.MODALITIES
     spacing: Tensor | None = None  # float32 [B, ndim] mm
+    limits: Limits | None = None  # black and white of `image`, for transforms of colours
+    host_position: Tensor | None = None  # `position` on the CPU: views then compute drawn samples only
+
+    @property
+    def keys(self) -> Tensor:
+        """Positions to draw views from, on the host where it knows them."""
+        return self.position if self.host_position is None else self.host_position
 
 
 @dataclass(slots=True)

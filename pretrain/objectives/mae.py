@@ -92,8 +92,9 @@ class MAE(Objective):
     def view(self, batch: Batch) -> Tensor:
         """The augmented images [B, C, *spatial], keyed by (seed, position)."""
         return random_view(
-            batch.image, self.config.view, batch.seed, batch.position, spacing=batch.spacing, stream="mae"
-        )
+            batch.image, self.config.view, batch.seed, batch.keys, spacing=batch.spacing,
+            modality=batch.modality, limits=batch.limits, stream="mae",
+        )  # fmt: skip
 
     def mask(self, batch: Batch, encoder: Encoder) -> Mask:
         """The hidden patches of this batch."""
