@@ -109,7 +109,7 @@ def disks() -> Iterator[Finding]:
             "shared memory",
             Path("/dev/shm"),
             1 << 30,
-            "raise the container's --shm-size, or set data.workers=0",
+            "fine-tuning with workers and NCCL use it: raise the container's --shm-size",
         ),
     ):
         existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path("/"))
