@@ -4,9 +4,9 @@ Each (seed, stream, position) owns one SplitMix64 sequence (Steele, Lea and Floo
 is the hash of the three; column j of a draw is its j-th output. Nothing is consumed, so workers, ranks,
 devices and restarts cannot change a draw, and NumPy and torch (CPU or CUDA) give the same bits, since both
 only use wrapping 64-bit integer arithmetic. The price is 22 small integer operations a number, where a
-stateful generator needs one kernel: nothing for parameters (tens of numbers an image), and a noise image of
-224 x 224 takes 3 to 5 times as long as `torch.randn` on a CPU core. A stream name keeps two uses of the same
-position apart.
+stateful generator needs one kernel: nothing for parameters (tens of numbers an image), and noise, for which
+`normal_torch` makes do with 32 bits, takes 3 to 5 times as long as `torch.randn` on a CPU core. A stream name
+keeps two uses of the same position apart.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's increment, the odd number next to 2^64 / golden ratio
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
+_GOLDEN_32 = 0x9E3779B9 - (1 << 32)  # int32 constants, as torch wants them
+_TRIPLE_32 = (0xED5AD4BB - (1 << 32), 0xAC4C1B51 - (1 << 32), 0x31848BAB)
 _UNIT = 2.0**-53  # the upper 53 bits make a float64 in [0, 1)
 
 
@@ -93,16 +95,35 @@ def normal_torch(
 ) -> torch.Tensor:
     """Standard normal numbers by Box and Muller: float32 [B, n]; the same on every rank and worker.
 
+    A field of noise has a million of them, so the words are of 32 bits and made in place: column j hashes j
+    with the two halves of its sequence's key, one after the other (the rounds of C. Wellons' triple32). That
+    is a tenth of the time of `uniform_torch` at 24 bits of resolution, enough for noise: 5.9 sigma at most.
     Bits may differ in the last place between devices, whose log and cos do.
     """
     import torch
 
+    at = torch.as_tensor(positions, dtype=torch.int64, device=device).reshape(-1, 1)
+    key = _mix_torch(at * _signed(_GAMMA) + _signed(stream_key(seed, stream))).view(torch.int32)
     half = (n + 1) // 2
-    pairs = uniform_torch(seed, stream, positions, 2 * half, device).to(torch.float32)
-    # 1 - u lies in (0, 1], whose logarithm is finite; float32 may round u up to 1, hence the clamp.
-    radius = torch.sqrt(-2 * torch.log((1 - pairs[:, :half]).clamp_min(2.0**-24)))
-    angle = 2 * torch.pi * pairs[:, half:]
-    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :n]
+    columns = torch.arange(2 * half, dtype=torch.int32, device=at.device)
+    words = _triple32(columns * _GOLDEN_32 + key[:, :1], key[:, 1:])
+    radius = ((words[:, :half] >> 8) & 0xFFFFFF).to(torch.float32)
+    radius = radius.add_(0.5).mul_(2.0**-24).log_().mul_(-2).sqrt_()
+    angle = words[:, half:].to(torch.float32).mul_(torch.pi * 2.0**-31)
+    return torch.cat([torch.cos(angle).mul_(radius), torch.sin(angle).mul_(radius)], dim=1)[:, :n]
+
+
+def _triple32(word: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Mix int32 words in place, `key` added after the first of three rounds."""
+    word ^= (word >> 17) & 0x7FFF
+    word *= _TRIPLE_32[0]
+    word += key
+    word ^= (word >> 11) & 0x1FFFFF
+    word *= _TRIPLE_32[1]
+    word ^= (word >> 15) & 0x1FFFF
+    word *= _TRIPLE_32[2]
+    word ^= (word >> 14) & 0x3FFFF
+    return word
 
 
 def _mix_torch(word: torch.Tensor) -> torch.Tensor:

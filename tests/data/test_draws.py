@@ -65,3 +65,32 @@ def test_normal_has_unit_moments_and_odd_counts():
     error = 1 / np.sqrt(z.numel())
     assert abs(z.mean()) < 5 * error and abs(z.std() - 1) < 5 * error
     assert abs((z**4).mean() - 3) < 5 * np.sqrt(96) * error
+
+
+def test_normal_depends_on_seed_stream_and_position_alone():
+    z = normal_torch(1, "noise", torch.tensor([3, -7, 2**40]), 30)
+    assert torch.equal(z[1:2], normal_torch(1, "noise", torch.tensor([-7]), 30))
+    for other in (normal_torch(2, "noise", [3], 30), normal_torch(1, "rain", [3], 30)):
+        assert not torch.equal(z[:1], other)
+
+
+def test_normal_is_normal_and_neighbours_are_strangers():
+    """Kolmogorov and Smirnov, and correlations within five standard errors: columns, positions, streams."""
+    from scipy.stats import kstest
+
+    z = normal_torch(5, "noise", torch.arange(4), 50_001).double().numpy()
+    assert kstest(z.ravel(), "norm").pvalue > 1e-4
+    pairs = [(z[:, lag:], z[:, :-lag]) for lag in (1, 2, 3, 64, 25_000)]
+    pairs += [(z[1:], z[:-1]), (z, normal_torch(5, "other", torch.arange(4), 50_001).double().numpy())]
+    for a, b in pairs:
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / np.sqrt(a.size)
+
+
+def test_the_second_half_of_a_key_makes_another_sequence():
+    """One pair of samples in 2^32 shares the first half of its keys: their noise must not be alike."""
+    from medloom.data.draws import _triple32
+
+    columns = torch.arange(200_000, dtype=torch.int32)[None]
+    one, two = (_triple32(columns.clone(), torch.tensor([[key]], dtype=torch.int32)) for key in (5, 6))
+    a, b = one.double().numpy().ravel(), two.double().numpy().ravel()
+    assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(a.size)
