@@ -17,26 +17,25 @@ images are decoded once. Copies that were scaled or compressed again are not fou
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .atomic import sweep, write_json, write_text
+from .atomic import sweep, write_text
+from .claim import claimed, identity_of
 from .collection import Collection, Exclusion, Failure, HeldOut, Scan, scan
 from .errors import ShardError
 from .ingest import scrub
 from .layouts.base import Source, stem_of
 from .pool import run_all
-from .privacy import key_of, salt_fingerprint, subject_key
+from .privacy import key_of, subject_key
 from .sample import Record
-from .shards.format import FORMAT_VERSION
 from .shards.manifest import MANIFEST, Manifest, SourceEntry
 from .shards.manifest import HeldOut as HeldOutEntry
 from .shards.writer import explain_os_errors
@@ -46,8 +45,8 @@ from .work import shortened
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
+RunAll = Callable[..., Iterator[Receipt]]
 
-BUILD = "build.json"
 FAILURES = "failures.jsonl"
 EXCLUDED = "excluded.jsonl"
 SHARD_BYTES = 256 << 20
@@ -73,16 +72,24 @@ def build(
     collection: Collection,
     out: Path,
     *,
-    workers: int = 1,
+    workers: int = 0,
+    ray: str | None = None,
+    memory: int | None = None,
     shard_bytes: int = SHARD_BYTES,
+    profile: str = "small",
     progress: Progress | None = None,
     keep_held_out: bool = False,
 ) -> BuildResult:
     """Build, or finish building, the shards of a collection in the folder `out`.
 
+    The result depends neither on `workers` nor on `ray` nor on `memory`.
+
     Args:
-        workers: processes; 1 works in this one. The result does not depend on it.
+        workers: processes; 0 works in this one, where a decoder that crashes ends the build.
+        ray: address of a Ray cluster that does the units instead, or "local" (see ray_pool.py).
+        memory: bytes that the workers may use together (on Ray: on each node); None: no bound.
         shard_bytes: source bytes that go into one shard.
+        profile: "small" or "fast" to decode, see shards/codec.py.
         progress: called with (records done, all records, "stage | detail").
         keep_held_out: True stores held-out images too (shards of a task, never for pretraining).
 
@@ -91,45 +98,55 @@ def build(
         CollectionError: the collection cannot be used as a whole.
     """
     out = Path(out)
-    salt = collection.salt
-    identity = {
-        "format": FORMAT_VERSION,
-        "name": collection.name,
-        "salt_fingerprint": salt_fingerprint(salt),
-        "shard_bytes": int(shard_bytes),
-        "keep_held_out": bool(keep_held_out),
-    }
+    identity = identity_of(collection, shard_bytes, profile, keep_held_out)
     found = scan(collection, progress)
-    with _claimed(out, identity):
-        return _build(collection, found, out, salt, identity, workers, progress)
+    with claimed(out, identity), executor(out, workers=workers, ray=ray, memory=memory) as run_all:
+        return _build(collection, found, out, identity, run_all, progress)
+
+
+@contextlib.contextmanager
+def executor(out: Path, *, workers: int, ray: str | None, memory: int | None) -> Iterator[RunAll]:
+    """Yield what does units: this process, worker processes, or the nodes of a Ray cluster."""
+    if ray is None:
+        yield partial(run_all, workers=workers, memory=memory)
+        return
+    from .ray_pool import RayPool
+
+    with RayPool(ray, out, workers=workers, memory=memory) as pool:
+        yield pool.run_all
+
+
+def held_out_sets(found: Scan, hashing: list[tuple[Unit, Receipt]], salt: bytes) -> HeldOutSets:
+    """What the stored units must keep out, once all held-out images are hashed."""
+    subjects = ((r.dataset, subject_key(salt, r.dataset, r.subject)) for _, r in found.held_out)
+    contents = (value for _, receipt in hashing for value in receipt.hashes)
+    return HeldOutSets(frozenset(subjects), frozenset(contents))
 
 
 def _build(
     collection: Collection,
     found: Scan,
     out: Path,
-    salt: bytes,
     identity: dict[str, Any],
-    workers: int,
+    run_all: RunAll,
     progress: Progress | None,
 ) -> BuildResult:
-    keep, size = identity["keep_held_out"], identity["shard_bytes"]
+    salt, keep = collection.salt, identity["keep_held_out"]
+    how = {"shard_bytes": identity["shard_bytes"], "profile": identity["profile"]}
     held = HeldOutSets()
     hashing: list[tuple[Unit, Receipt]] = []
     if not keep and found.held_out:
-        units = plan(found.held_out, shard_bytes=size, salt=salt, prefix=HELD_OUT)
-        hashing = _run(units, out, salt, held, workers, progress)
-        subjects = ((r.dataset, subject_key(salt, r.dataset, r.subject)) for _, r in found.held_out)
-        contents = (value for _, receipt in hashing for value in receipt.hashes)
-        held = HeldOutSets(frozenset(subjects), frozenset(contents))
+        units = plan(found.held_out, salt=salt, prefix=HELD_OUT, **how)
+        hashing = _run(units, out, salt, held, run_all, progress)
+        held = held_out_sets(found, hashing, salt)
     pairs = _in_order(collection, found) if keep else found.records
-    units = plan(pairs, shard_bytes=size, salt=salt, extra=held.digest)
-    receipts = _run(units, out, salt, held, workers, progress)
+    units = plan(pairs, salt=salt, extra=held.digest, **how)
+    receipts = _run(units, out, salt, held, run_all, progress)
     failures, excluded = _failures(found, receipts, salt), _excluded(found, receipts, salt, keep)
     manifest = Manifest(
         name=collection.name,
         sources=tuple(_sources(collection, receipts)),
-        build={"shard_bytes": size, "keep_held_out": keep},
+        build=how | {"keep_held_out": keep},
         salt_fingerprint=identity["salt_fingerprint"],
         held_out=_held_out(collection.held_out, hashing, excluded, keep),
         failures=len(failures),
@@ -146,7 +163,7 @@ def _run(
     out: Path,
     salt: bytes,
     held: HeldOutSets,
-    workers: int,
+    run_all: RunAll,
     progress: Progress | None,
 ) -> list[tuple[Unit, Receipt]]:
     """Receipts of all units, in their order; only those without a valid receipt are worked on."""
@@ -164,7 +181,7 @@ def _run(
             progress(done + records, total, f"{stage} | {name}")
 
     tell(0, "")
-    for receipt in run_all(todo, out, salt, held, workers=workers, tell=tell):
+    for receipt in run_all(todo, out, salt, held, tell=tell):
         receipts[receipt.unit] = receipt
     return [(unit, receipt) for unit in units if (receipt := receipts[unit.name]) is not None]
 
@@ -256,11 +273,12 @@ def _finish(
     excluded: list[Exclusion],
     receipts: list[tuple[Unit, Receipt]],
 ) -> None:
-    """Write the lists, drop shards and receipts of units that are no more, and write the manifest last."""
+    """Write the lists, drop what belongs to no unit, and write the manifest last."""
     kept = {shard.file for shard in manifest.shards}
     kept |= {Path(name).with_suffix(".idx").name for name in kept}
     names = {f"{unit.name}.json" for unit, _ in receipts}
     with explain_os_errors(out, 0):
+        sweep(out)  # of workers that were killed
         for path in out.iterdir():
             if _OURS.fullmatch(path.name) and path.name not in kept:
                 path.unlink()
@@ -278,45 +296,3 @@ def _line(row: Failure | Exclusion) -> str:
     reason = scrub(row.reason, {row.path, path.name, stem_of(row.path)})
     line = {"key": row.key, "dataset": row.dataset, "reason": reason}
     return json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-@contextlib.contextmanager
-def _claimed(out: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Make `out` or check that it belongs to this build, lock it, and sweep what a killed build left."""
-    with explain_os_errors(out, 0):
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ShardError(f"{out}: another build is working in this folder; wait for it") from error
-        except OSError:
-            log.debug("%s: this file system has no locks", out)
-        with explain_os_errors(out, 0):
-            sweep(out)
-            _check_identity(out, identity)
-            (out / UNITS).mkdir(exist_ok=True)
-            sweep(out / UNITS)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _check_identity(out: Path, identity: dict[str, Any]) -> None:
-    path = out / BUILD
-    if not path.exists():
-        if any(out.iterdir()):
-            raise ShardError(f"{out}: holds other files and no shards; choose an empty or a new folder")
-        write_json(path, identity)
-        return
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ShardError(f"{path}: not readable ({error}); build into another folder") from error
-    for name, value in identity.items():
-        if known.get(name) != value:
-            raise ShardError(
-                f"{out}: was built with {name} {known.get(name)!r}, now it is {value!r}; "
-                "build into another folder, or delete this one"
-            )

@@ -39,6 +39,7 @@ class Unit:
     source: Source
     records: tuple[Record, ...]
     hashes_only: bool = False
+    profile: str = "small"  # see shards/codec.py
     inputs: str = ""
 
 
@@ -105,6 +106,7 @@ def plan(
     salt: bytes,
     extra: str = "",
     prefix: str = "",
+    profile: str = "small",
 ) -> list[Unit]:
     """Cut records, in their order, into units of about `shard_bytes` source bytes. Pure but for `stat`.
 
@@ -122,15 +124,19 @@ def plan(
         nonlocal group, state, size, number
         if current is not None and group:
             name = f"{prefix}{current.dataset}-{number:05d}"
-            inputs = _inputs(current, state, salt, extra)
+            # What is only hashed is the same in every profile.
+            inputs = _inputs(current, state, salt, extra if prefix else f"{extra} {profile}")
             units.append(
-                Unit(name=name, source=current, records=tuple(group), hashes_only=bool(prefix), inputs=inputs)
-            )
+                Unit(
+                    name=name, source=current, records=tuple(group), hashes_only=bool(prefix),
+                    profile=profile, inputs=inputs,
+                )
+            )  # fmt: skip
             number += 1
         group, state, size = [], [], 0
 
     for source, record in pairs:
-        length, text = _stat(source, record)
+        length, text = measured(source, record)
         if current is None or source.dataset != current.dataset:
             close()
             current, number = source, 0
@@ -143,7 +149,7 @@ def plan(
     return units
 
 
-def _stat(source: Source, record: Record) -> tuple[int, str]:
+def measured(source: Source, record: Record) -> tuple[int, str]:
     """Bytes of a record's files, and a text that changes when the record or a file does."""
     total, files = 0, []
     for path in (*record.paths, *([record.mask] if record.mask else [])):
@@ -180,8 +186,8 @@ def _inputs(source: Source, state: list[str], salt: bytes, extra: str) -> str:
     return digest.hexdigest()
 
 
-def finished(out: Path, unit: Unit) -> Receipt | None:
-    """The receipt of a unit that needs no work, else None. A lost index is made again on the way."""
+def finished(out: Path, unit: Unit, *, mend: bool = True) -> Receipt | None:
+    """The receipt of a unit that needs no work, else None. `mend`: make a lost index again."""
     receipt = Receipt.load(receipt_path(out, unit))
     if receipt is None or receipt.inputs != unit.inputs:
         return None
@@ -189,7 +195,7 @@ def finished(out: Path, unit: Unit) -> Receipt | None:
         tar = out / entry.file
         if not tar.is_file() or tar.stat().st_size != entry.bytes:
             return None
-        if not index_path(tar).is_file():
+        if mend and not index_path(tar).is_file():
             try:
                 rebuild(tar, sha256=entry.sha256)
             except ShardError:

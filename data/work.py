@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from .units import HeldOutSets, Receipt, Unit, receipt_path
 
 log = logging.getLogger(__name__)
 
+Tick = Callable[[int], None]
+
 LISTED_VALUES = 100  # labels with more distinct values are counted, not listed
 
 SUBJECT_HELD_OUT = "subject is held out"
@@ -34,69 +36,98 @@ CONTENT_HELD_OUT = "pixels equal a held-out image"
 
 
 def run_unit(
-    out: Path, unit: Unit, salt: bytes, held_out: HeldOutSets, tick: Callable[[], None] | None = None
+    out: Path,
+    unit: Unit,
+    salt: bytes,
+    held_out: HeldOutSets,
+    tick: Tick | None = None,
+    crashed: Mapping[int, str] | None = None,
 ) -> Receipt:
     """Do one unit: write its shards and its receipt.
 
-    `tick` is called before each record; what it raises stops the unit and leaves nothing behind.
+    Args:
+        tick: called with the number of each record before it is read; what it raises stops the unit, which
+            leaves nothing behind.
+        crashed: records (number -> reason) that are refused unread because they end the process.
 
     Raises:
         ShardError: the disk is full or unwritable, or source files have disappeared meanwhile.
     """
     single_threaded()
-    receipt_path(out, unit).unlink(missing_ok=True)
+    known = Receipt.load(receipt_path(out, unit))
+    if known is not None and known.inputs != unit.inputs:
+        receipt_path(out, unit).unlink(missing_ok=True)
     receipt = Receipt(unit.name, unit.inputs)
+    todo = _usable(unit, salt, receipt, tick, crashed or {})
     if unit.hashes_only:
-        _hash_records(unit, salt, receipt, tick)
+        for record in todo:
+            _hash(unit, record, salt, receipt)
+        receipt.hashes.sort()
     else:
-        _write_shards(out, unit, salt, held_out, receipt, tick)
+        _write_shards(out, unit, todo, salt, held_out, receipt)
     receipt.save(receipt_path(out, unit))
     return receipt
 
 
-def _hash_records(unit: Unit, salt: bytes, receipt: Receipt, tick: Callable[[], None] | None) -> None:
-    for record in unit.records:
+def try_records(unit: Unit, numbers: range, salt: bytes, crashed: Mapping[int, str], tick: Tick) -> None:
+    """Read and encode some records of a unit and keep nothing: does the process live through it?"""
+    single_threaded()
+    for number in numbers:
+        if number in crashed:
+            continue
+        tick(number)
+        if unit.hashes_only:
+            _hash(unit, unit.records[number], salt, Receipt(unit.name, unit.inputs))
+        else:
+            _encoded(unit, unit.records[number], salt, HeldOutSets(), Receipt(unit.name, unit.inputs))
+
+
+def _usable(
+    unit: Unit, salt: bytes, receipt: Receipt, tick: Tick | None, crashed: Mapping[int, str]
+) -> Iterator[Record]:
+    """Records that are to be read; those that crash the reader are listed as refused."""
+    for number, record in enumerate(unit.records):
         if tick:
-            tick()
-        try:
-            images = read(record.paths, fourth_axis=unit.source.fourth_axis, given=record.given)
-            receipt.hashes.extend(content_hash(image.array) for image in images)
-        except Exception as error:
-            _refuse(unit, record, salt, receipt, error)
-    receipt.hashes.sort()
+            tick(number)
+        if number in crashed:
+            _list_failure(unit, record, salt, receipt, crashed[number])
+        else:
+            yield record
+
+
+def _hash(unit: Unit, record: Record, salt: bytes, receipt: Receipt) -> None:
+    try:
+        images = read(record.paths, fourth_axis=unit.source.fourth_axis, given=record.given)
+        receipt.hashes.extend(content_hash(image.array) for image in images)
+    except Exception as error:
+        _refuse(unit, record, salt, receipt, error)
 
 
 def _write_shards(
-    out: Path,
-    unit: Unit,
-    salt: bytes,
-    held_out: HeldOutSets,
-    receipt: Receipt,
-    tick: Callable[[], None] | None,
+    out: Path, unit: Unit, records: Iterator[Record], salt: bytes, held_out: HeldOutSets, receipt: Receipt
 ) -> None:
     writers: dict[str, ShardWriter] = {}
-    paths = {kind: out / _shard_name(unit, kind) for kind in ("2d", "3d")}
     summaries: dict[str, _Summary] = {}
+    complete: list[Path] = []
     try:
-        for record in unit.records:
-            if tick:
-                tick()
+        for record in records:
             for meta, members in _encoded(unit, record, salt, held_out, receipt):
                 kind = f"{meta['ndim']}d"
                 if kind not in writers:
-                    writers[kind] = ShardWriter(paths[kind]).__enter__()
+                    writers[kind] = ShardWriter(out / _shard_name(unit, kind)).__enter__()
                     summaries[kind] = _Summary()
                 writers[kind].put(members)
                 summaries[kind].add(meta)
         for kind, writer in list(writers.items()):
             del writers[kind]
             writer.__exit__(None, None, None)
+            complete.append(writer.path)
             receipt.shards[kind] = writer.entry
             receipt.summary[kind] = summaries[kind].to_dict()
     except BaseException as error:
         for writer in writers.values():
             writer.__exit__(type(error), error, error.__traceback__)
-        for path in paths.values():
+        for path in complete:
             path.unlink(missing_ok=True)
             index_path(path).unlink(missing_ok=True)
         raise
@@ -121,7 +152,7 @@ def _encoded(
             if sample.meta["content_hash"] in held_out.contents:
                 receipt.excluded.append((sample.key, CONTENT_HELD_OUT))
                 continue
-            encoded.append((sample.meta, list(members_of(sample))))
+            encoded.append((sample.meta, list(members_of(sample, unit.profile))))
         return encoded
     except Exception as error:
         _refuse(unit, record, salt, receipt, error)
@@ -132,7 +163,9 @@ def _refuse(unit: Unit, record: Record, salt: bytes, receipt: Receipt, error: Ex
     """List a record that cannot be used; a fault of the machine, not of the file, stops the build instead."""
     where = unit.source.relative(record.paths[0])
     if isinstance(error, MemoryError):
-        raise ShardError(f"{where}: not enough memory to decode it; build with fewer --workers") from error
+        raise ShardError(
+            f"{where}: not enough memory to decode it; build with a smaller --memory-gb or fewer --workers"
+        ) from error
     if isinstance(error, OSError) and error.errno in OUT_OF_SPACE:
         raise ShardError(f"{where}: no space to unpack it ({error.strerror})") from error
     for path in record.paths:
@@ -140,7 +173,11 @@ def _refuse(unit: Unit, record: Record, salt: bytes, receipt: Receipt, error: Ex
             raise ShardError(
                 f"{path}: disappeared during the build; is its disk still mounted? then run the command again"
             ) from error
-    reason = reason_of(error)
+    _list_failure(unit, record, salt, receipt, reason_of(error))
+
+
+def _list_failure(unit: Unit, record: Record, salt: bytes, receipt: Receipt, reason: str) -> None:
+    where = unit.source.relative(record.paths[0])
     log.warning("%s: %s refused: %s", unit.source.dataset, where, reason)
     receipt.failures.append(
         (key_of(salt, record.dataset, record.name), scrub(reason, secrets_of(unit.source, record)))

@@ -159,7 +159,7 @@ def prepare(
     *,
     root: str | Path,
     cache: str | Path | None = None,
-    workers: int = 1,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> TaskData:
     """Build (or find) the shards of a task and list its usable cases.
@@ -167,7 +167,7 @@ def prepare(
     Args:
         root: folder that the source's own `root` is relative to.
         cache: parent of the task caches; None: $XDG_CACHE_HOME/medloom/tasks.
-        workers: processes that build the shards.
+        workers: processes that build the shards; 0: this one.
 
     Raises:
         CollectionError: missing folder, no usable case, a mask value that `structures` does not declare.

@@ -67,7 +67,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> Path:
             config.task,
             root=config.root or ".",
             cache=config.cache,
-            workers=config.workers or 1,
+            workers=config.workers or 0,
             progress=progress,
         )
         split = _split(folder, config, data)

@@ -43,9 +43,7 @@ class ShardWriter:
         self._entry: ShardEntry | None = None
 
     def __enter__(self) -> ShardWriter:
-        # A shard without its index is rebuilt by the reader, an index without its shard never exists.
         with explain_os_errors(self.path, 0):
-            index_path(self.path).unlink(missing_ok=True)
             self._replacing = replacing(self.path)
             temporary = self._replacing.__enter__()
             try:
@@ -105,6 +103,9 @@ class ShardWriter:
             self._write(b"\0" * (end + -(self.bytes + end) % tarfile.RECORDSIZE))
             with explain_os_errors(self.path, self.bytes):
                 self._file.close()
+                # A shard without its index is rebuilt by the reader; an index without its shard never exists,
+                # and neither do a new shard and an old index, unless two processes write the same bytes.
+                index_path(self.path).unlink(missing_ok=True)
                 self._replacing.__exit__(None, None, None)
                 write_bytes(index_path(self.path), self._index.finish(self.bytes).to_bytes())
         except BaseException as failure:
