@@ -203,6 +203,24 @@ class Order:
             first[rows] = np.where(place > 0, ends[place - 1], 0)
         return Located(source.astype(np.int64), shard, shuffled - first, epoch)
 
+    def windows(self, found: Located) -> np.ndarray:
+        """The window of its epoch in which each sample lies: int64 [B]."""
+        window = np.zeros_like(found.shard)
+        for i, e in set(zip(found.source.tolist(), found.epoch.tolist(), strict=True)):
+            rows = (found.source == i) & (found.epoch == e)
+            shards, _ = self._shard_order(i, e)
+            if self.window is not None and self.window < len(shards):
+                window[rows] = np.argsort(shards)[found.shard[rows]] // self.window
+        return window
+
+    def window_shards(self, source: int, epoch: int, window: int) -> list[int]:
+        """Shards of a window of a source; behind the last window of an epoch comes the first of the next."""
+        shards, _ = self._shard_order(source, epoch)
+        width = self.window or len(shards)
+        if window * width >= len(shards):
+            shards, window = self._shard_order(source, epoch + 1)[0], 0
+        return shards[window * width : (window + 1) * width].tolist()
+
     def _window(self, source: int, epoch: int, index: np.ndarray) -> tuple[Any, Any, np.ndarray]:
         """First sample, size and number (uint64) of the window that holds each index [B] of an epoch."""
         shards, ends = self._shard_order(source, epoch)

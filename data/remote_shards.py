@@ -23,17 +23,16 @@ import numpy as np
 
 from .cache import CACHE_GB, ShardCache
 from .errors import ConfigError, ShardError, StoreError, nearest
-from .remote import Patience, Remote
+from .remote import Patience, Remote, is_url
 from .shards import index as indexing
 from .shards.folder import check_index
 from .shards.index import Index, index_path
 from .shards.manifest import MANIFEST, Manifest, ShardEntry
 from .shards.opened import OpenShard
 from .shards.reader import Shards
+from .stream_config import ACCESS, StreamConfig
 
 log = logging.getLogger(__name__)
-
-ACCESS = ("auto", "cache", "range")
 
 
 def open_remote(
@@ -146,3 +145,13 @@ class RemoteFolder:
 def remote_shards(url: str, **options: Any) -> Shards:
     """`Shards` behind a URL with the options of `open_remote`."""
     return Shards(folder=open_remote(url, **options))
+
+
+def open_shards(config: StreamConfig) -> Shards:
+    """The shards of a configuration, by path or URL. Raises as `open_remote`, or ShardError."""
+    if not is_url(config.shards):
+        return Shards.open(config.shards)
+    # What is read from end to end, once, need not go through a disk.
+    access = "range" if config.mode == "sequential" and config.access == "auto" else config.access
+    cache = config.cache or None
+    return remote_shards(config.shards, access=access, cache=cache, cache_gb=config.cache_gb)

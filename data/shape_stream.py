@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from .ahead import Ahead, choose_window
 from .crop_reader import CropReader
 from .draws import bits
 from .order import Order, SourceSize
+from .remote_shards import RemoteFolder
 from .selection import select, source_weights
 from .shards.reader import SampleRef, Shards
 from .stream_config import StreamConfig
@@ -17,19 +19,25 @@ class ShapeStream:
 
     Args:
         name: keeps its order apart from those of the other classes of a run.
+        classes: how many there are; they share the cache of remote shards.
 
     Raises:
         ConfigError, ShardError: see `Stream`.
     """
 
-    def __init__(self, config: StreamConfig, shards: Shards, name: str) -> None:
-        self.config = config
-        self.sources, self._first = select(config, shards)
+    def __init__(self, config: StreamConfig, shards: Shards, name: str, *, classes: int = 1) -> None:
+        self.config, self.name = config, name
+        self.sources, self.first = select(config, shards)
+        self.ahead: Ahead | None = None  # set by the stream
+        window, folder = config.window, shards.folder
+        if isinstance(folder, RemoteFolder):
+            limit = config.cache_gb * 1e9 / classes
+            window = choose_window(window, self.sources, limit, ranged=folder.ranged)
         self.order = Order(
             [SourceSize(s.id, tuple(shard.count for shard in s.shards)) for s in self.sources],
             seed=config.seed,
             alpha=config.alpha,
-            window=config.window,
+            window=window,
             weights=source_weights(config, self.sources),
             epoch=config.epoch,
             crops=config.crops_per_sample,
@@ -40,14 +48,14 @@ class ShapeStream:
     def locate(self, positions: np.ndarray) -> list[tuple[int, SampleRef]]:
         """Source and sample at these class-local positions."""
         found = self.order.locate(positions)
+        if self.ahead is not None:
+            self.ahead.read(self.name, self.order, self.first, found)
         places = zip(found.source.tolist(), found.shard.tolist(), found.ordinal.tolist(), strict=True)
-        return [
-            (source, SampleRef(self._first[source] + shard, ordinal)) for source, shard, ordinal in places
-        ]
+        return [(source, SampleRef(self.first[source] + shard, ordinal)) for source, shard, ordinal in places]
 
     def substitute(self, source: int, position: int, attempt: int) -> SampleRef:
         """Another sample of the same source, the same on every rank, worker and restart."""
         words = bits(self.config.seed, f"substitute:{attempt}", [position], 1)
         turn = np.asarray([int(words[0, 0]) % self.sources[source].count])
         found = self.order.locate_in(np.asarray([source]), turn)
-        return SampleRef(self._first[source] + int(found.shard[0]), int(found.ordinal[0]))
+        return SampleRef(self.first[source] + int(found.shard[0]), int(found.ordinal[0]))

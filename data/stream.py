@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
+from .ahead import Ahead
 from .crop_reader import CROP_DRAWS
 from .draws import uniform
 from .errors import CheckpointError, ConfigError, ShardError
 from .quarantine import Entry, Quarantine, log_replaced
+from .remote_shards import RemoteFolder, open_shards
 from .shape_stream import ShapeStream
 from .shards.manifest import SourceEntry
 from .shards.reader import SampleRef, Shards
@@ -55,12 +57,17 @@ class Stream(Dataset):
     ) -> None:
         config.check()
         self.config = config
-        self.shards = Shards.open(config.shards) if shards is None else shards
+        self.shards = open_shards(config) if shards is None else shards
         several = len(config.classes) > 1
         self.classes = [
-            ShapeStream(part, self.shards, f"class {number}:" if several else "")
+            ShapeStream(part, self.shards, f"class {number}:" if several else "", classes=len(config.each()))
             for number, part in enumerate(config.each())
         ]
+        folder = self.shards.folder
+        if isinstance(folder, RemoteFolder) and not folder.ranged:
+            ahead = Ahead(self.shards, folder)
+            for part in self.classes:
+                part.ahead = ahead
         self.plan = StepPlan.of(config)
         self._files = [entry.file for entry in self.shards.manifest.shards]
         owners = {e.file: source.id for source in self.shards.manifest.sources for e in source.shards}

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields, replace
 
 from .errors import ConfigError, nearest
 
+MODES = ("random", "sequential")
+ACCESS = ("auto", "cache", "range")
 EPOCHS = ("steps", "strict", "cover")
 
 
@@ -38,7 +40,12 @@ class ShapeClass:
 class StreamConfig:
     """What a training run reads. Numbers are global unless they say otherwise."""
 
-    shards: str = ""  # folder with manifest.json
+    shards: str = ""  # folder with manifest.json: a path, or a URL (s3://, https://, ...; docs/remote.md)
+    mode: str = "random"  # random: any sample at any time | sequential: tars from end to end (docs/remote.md)
+    buffer: int | None = None  # samples that a worker mixes in sequential mode; None: 1000, in 3D 16
+    access: str = "auto"  # of a URL: cache (whole shards to the local disk) | range (no disk) | auto
+    cache: str = ""  # folder of the cache; empty: MEDLOOM_CACHE, or the user's cache folder
+    cache_gb: float = 100.0  # its size limit, 10^9 bytes; decides the default `window` of a URL
     ndim: int = 2  # 2 reads the images, 3 the volumes; one step has one shape class on all ranks
     crop: list[int] = field(default_factory=lambda: [224, 224])  # output size in pixels, (H, W) or (D, H, W)
     batch_size: int = 256  # global: samples an optimiser step, over all ranks and accumulation
@@ -106,6 +113,14 @@ class StreamConfig:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}: it must be at least {least}")
+        if self.mode not in MODES:
+            raise ConfigError(f"data.mode is {self.mode!r}{nearest(self.mode, MODES)}")
+        if self.buffer is not None and self.buffer < 1:
+            raise ConfigError(f"data.buffer is {self.buffer}: write at least 1, or leave it out")
+        if self.access not in ACCESS:
+            raise ConfigError(f"data.access is {self.access!r}{nearest(self.access, ACCESS)}")
+        if not self.cache_gb > 0:
+            raise ConfigError(f"data.cache_gb is {self.cache_gb}: it must be above 0")
         if self.epoch not in EPOCHS:
             raise ConfigError(f"data.epoch is {self.epoch!r}{nearest(self.epoch, EPOCHS)}")
         if not 0 <= self.alpha <= 1:
