@@ -25,7 +25,7 @@ import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from ..errors import ReadError
@@ -69,6 +69,11 @@ class Archive(Protocol):
 def join(archive: Path, name: str) -> Path:
     """Address of the member `name`."""
     return Path(f"{archive}{SEPARATOR}{name}")
+
+
+def plain(name: str) -> str:
+    """The member's name as it survives in a path: `a//b/./c` is `a/b/c`."""
+    return str(PurePosixPath(f"{SEPARATOR}{name}"))[len(SEPARATOR) :]
 
 
 def split(path: Path) -> tuple[Path, list[str]]:
@@ -235,20 +240,23 @@ class Tar:
                         return (
                             f"cut short at byte {end}: {info.size:,} bytes are declared at {info.offset_data}"
                         )
-                    if info.name in self._places:
-                        self.repeated.append(info.name)
+                    name = plain(info.name)
+                    if name in self._places:
+                        self.repeated.append(name)
                     else:
-                        self._places[info.name] = (info.offset_data, info.size)
+                        self._places[name] = (info.offset_data, info.size)
                 return self._ending(tar.offset, end)
         except Exception as error:  # headers are untrusted: tarfile raises many kinds
             line = " ".join(str(error).split())[:80]
             return f"damaged or cut short after {len(self._places)} members ({line})"
 
     def _ending(self, offset: int, end: int) -> str | None:
-        """Why what follows the last member is not the end of a tar; no end at all is common, and passes."""
+        """Why what follows the last member is not the end of a tar: two blocks of zeros."""
         block = os.pread(self._file.fileno(), tarfile.BLOCKSIZE, offset)
         if offset > end or 0 < len(block) < tarfile.BLOCKSIZE or any(block):
             return f"damaged or cut short at byte {min(offset, end)}"
+        if not block:  # as a download that broke off between two members looks
+            return f"has no end after {len(self._places)} members: cut short, or never finished by its writer"
         return None
 
 
@@ -265,10 +273,11 @@ class Zip:
                 f"{name}: truncated or corrupt zip ({error}); copy or download it again"
             ) from error
         self._name = name
+        self._infos = {plain(info.filename): info for info in self._zip.infolist() if not info.is_dir()}
 
     def names(self) -> list[str]:
         """Names of the members, in stored order."""
-        return [info.filename for info in self._zip.infolist() if not info.is_dir()]
+        return list(self._infos)
 
     def size(self, name: str) -> int:
         """Unpacked bytes of a member. Raises FileNotFoundError."""
@@ -292,7 +301,7 @@ class Zip:
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         try:
-            return self._zip.getinfo(name)
+            return self._infos[name]
         except KeyError:
             raise FileNotFoundError(errno.ENOENT, f"no member {name!r} in {self._name}") from None
 

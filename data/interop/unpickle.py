@@ -1,9 +1,9 @@
 """Pickles from strangers: plain containers, numbers, text and numpy arrays, and nothing else.
 
-A pickle is a program. This reader allows no callable but five of its own, which only build arrays from bytes
-after checking that dtype, shape and length agree; a pickle that names anything else is refused by that name.
-Arrays of objects are refused too. The price: properties that hold other classes (a pathlib path, a torch
-tensor) cannot be read.
+A pickle is a program. This reader allows no callable but plain containers and some of its own, which only
+build arrays from bytes after checking that dtype, shape and length agree; a pickle that names anything else
+is refused by that name. Arrays of objects are refused too. The price: properties that hold other classes (a
+pathlib path, a torch tensor) cannot be read.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ import numpy as np
 from ..errors import ReadError
 
 MOST_BYTES = 256 << 20
+_RENAMED = {
+    "__builtin__": "builtins",
+    "numpy._core.multiarray": "numpy.core.multiarray",
+    "numpy._core.numeric": "numpy.core.numeric",
+}
 _DTYPE = re.compile(r"[<>=|]?(b1|\?|[iuf][1248]|f16|c8|c16)")
 
 
@@ -45,7 +50,7 @@ def load(data: bytes, name: str) -> Any:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        found = _ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
+        found = _ALLOWED.get((_RENAMED.get(module, module), name))
         if found is None:
             raise ReadError(
                 f"a pickle that asks for {module}.{name}; only plain containers, numbers and numpy arrays "
@@ -111,6 +116,10 @@ def _encode(text: Any, codec: str) -> bytes:
     return str(text).encode("latin1")
 
 
+def _empty_bytes() -> bytes:
+    return b""
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Class(),
     ("numpy", "dtype"): _Dtype,
@@ -118,6 +127,9 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): _empty_bytes,  # how old protocols write b""
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
     ("collections", "OrderedDict"): OrderedDict,
 }
 

@@ -22,8 +22,7 @@ from .base import Progress, Refusal, Source, counted, has_suffix, subject_patter
 from .members import Converter, Group, MemberOptions
 
 LARGEST_FIELD = 4 << 20  # bytes of a .json, .cls or .txt member
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_BRACES = re.compile(r"\{((?P<low>\d+)\.\.(?P<high>\d+)|(?P<words>[^{}]*,[^{}]*))\}")
 _FIELDS = ("json", "cls", "txt")
 
 
@@ -89,14 +88,14 @@ def tars(root: Path, patterns: list[str]) -> list[tuple[str, Path]]:
 
 def expand(pattern: str) -> list[str]:
     """`a-{000..002}.tar` and `{train,val}.tar` written out, as the shell and webdataset do."""
-    if found := _RANGE.search(pattern):
-        low, high = found.groups()
-        width = len(low) if low.startswith("0") else 0
-        words = [str(number).zfill(width) for number in range(int(low), int(high) + 1)]
-    elif found := _CHOICE.search(pattern):
-        words = found.group(1).split(",")
-    else:
+    found = _BRACES.search(pattern)
+    if found is None:
         return [pattern]
+    if found["low"]:
+        width = len(found["low"]) if found["low"].startswith("0") else 0
+        words = [str(number).zfill(width) for number in range(int(found["low"]), int(found["high"]) + 1)]
+    else:
+        words = found["words"].split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [text for word in words for text in expand(before + word + after)]
 
@@ -105,7 +104,7 @@ def groups(tar: archive.Archive, path: Path, name: str) -> Iterator[Group]:
     """Samples of one tar, in stored order: runs of members with one key."""
     current: Group | None = None
     for member in tar.names():
-        folder, _, file = member.rpartition("/")
+        folder, _, file = member.removeprefix("./").rpartition("/")
         stem, _, extension = file.partition(".")
         if file.startswith((".", "__")) or not extension:
             continue
