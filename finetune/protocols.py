@@ -165,7 +165,10 @@ class _Run:
         )
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * share
-        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        batch = {  # positions stay: the augmentation draws with them on the host
+            name: value if name == "position" else value.to(self.device, non_blocking=True)
+            for name, value in batch.items()
+        }
         self.network.train()
         if self.frozen:  # batch statistics and stochastic depth belong to training, a frozen encoder has none
             self.network.get_submodule("encoder").eval()
