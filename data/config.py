@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError, nearest
+from .remote import public
 
 T = TypeVar("T")
 
@@ -156,7 +157,7 @@ def split_assignment(item: str) -> tuple[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested dict of a config dataclass: enums by name, paths as text, tuples as lists."""
+    """Plain nested dict of a config dataclass, fit to be saved: enums by name, URLs without credentials."""
     from omegaconf import OmegaConf
 
     values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
@@ -175,7 +176,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return public(value) if isinstance(value, Path | str) else value
 
 
 def _first_line(error: BaseException) -> str:

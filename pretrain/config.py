@@ -21,7 +21,8 @@ WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 # What a resumed run may change: where and how it runs and what it reports, never what it computes.
 FREE_ON_RESUME = (
-    "out", "resume", "name", "data.shards", "data.workers", "data.prefetch", "data.failure_budget",
+    "out", "resume", "name", "data.shards", "data.access", "data.cache", "data.cache_gb", "data.workers",
+    "data.prefetch", "data.failure_budget",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accumulate",
     "trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes", "trainer.grace_seconds",
     "trainer.requeue", "tracking", "panels", "probe",

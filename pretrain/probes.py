@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,11 +57,11 @@ class KnnProbe:
         Raises:
             ShardError: no shards at `config.shards`.
         """
-        from ..data.shards.reader import Shards
+        from ..data.remote_shards import open_shards
 
         self.config = config
         self.data = data
-        self.shards = Shards.open(config.shards or data.shards)
+        self.shards = open_shards(replace(data, shards=config.shards or data.shards))
         self.sets = probe_sets(self.shards, config, data.ndim)
         if not self.sets:
             log.warning("probe: no source of %s has labels %r in %dD; nothing is probed",
