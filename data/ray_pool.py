@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 LOCAL = "local"
 OBJECT_STORE_BYTES = 80 << 20  # nothing but plans and receipts passes through it
+CONNECT_SECONDS = 10.0
 PROBE_SECONDS = 120.0
 POLL_SECONDS = 0.5
 IN_FLIGHT = 2  # units given out for each CPU: one at work, one waiting
@@ -54,7 +55,8 @@ class RayPool:
 
     def __init__(self, address: str, out: Path, *, workers: int = 0, memory: int | None = None) -> None:
         """`workers` and `memory` (bytes) are the size of the `local` cluster; others have their own."""
-        for name, value in (_QUIET | (_LOOPBACK if address == LOCAL else {})).items():
+        here = address.startswith((LOCAL, "127."))  # "local" and "localhost:PORT"
+        for name, value in (_QUIET | (_LOOPBACK if here else {})).items():
             os.environ.setdefault(name, value)
         try:
             self.ray: Any = importlib.import_module("ray")
@@ -124,6 +126,9 @@ class RayPool:
         else:
             options["address"] = address
         try:
+            host, _, port = address.rpartition(":")
+            if host and port.isdigit() and "://" not in address:  # Ray itself would wait for five minutes
+                socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
             self.ray.init(**options)
         except Exception as error:
             raise ShardError(
