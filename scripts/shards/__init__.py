@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "export": "write samples as plain NIfTI, PNG and JPEG files with a table",
     "check": "verify every member of every shard; exit status 1 on a fault",
     "repair": "mend what check finds: from the folder itself, a copy, the next build, or by dropping",
+    "stats": "count and describe the samples from their metadata: tables, stats.json, pictures",
     "show": "print the sources as a table and write a contact sheet (PNG)",
 }
 

@@ -95,3 +95,17 @@ def test_dropping_lets_training_go_on(folder, capsys):
     assert "dropped.jsonl" in capsys.readouterr().out
     assert cli.main(["shards", "check", str(folder)]) == 0
     assert Manifest.load(folder).count == 1
+
+
+def test_stats_prints_tables_and_writes_a_report(folder, capsys):
+    assert cli.main(["shards", "stats", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "samples by modality" in shown
+    assert "ct-3d" in shown
+    report = json.loads((folder / "stats" / "stats.json").read_text())
+    assert report["samples"] == 2
+    assert (folder / "stats" / "counts.png").is_file()
+    assert cli.main(["shards", "check", str(folder)]) == 0
+    assert cli.main(["shards", "stats", str(folder), "--sample", "1"]) == 0
+    assert "read: 1 of 2 samples" in capsys.readouterr().out
+    assert cli.main(["shards", "stats", "s3://bucket/shards"]) == 2
