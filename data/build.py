@@ -139,7 +139,7 @@ def _build(
         units = plan(found.held_out, salt=salt, prefix=HELD_OUT, **how)
         hashing = _run(units, out, salt, held, run_all, progress)
         held = held_out_sets(found, hashing, salt)
-    pairs = _in_order(collection, found) if keep else found.records
+    pairs = in_order(collection, found) if keep else found.records
     units = plan(pairs, salt=salt, extra=held.digest, **how)
     receipts = _run(units, out, salt, held, run_all, progress)
     failures, excluded = _failures(found, receipts, salt), _excluded(found, receipts, salt, keep)
@@ -186,7 +186,7 @@ def _run(
     return [(unit, receipt) for unit in units if (receipt := receipts[unit.name]) is not None]
 
 
-def _in_order(collection: Collection, found: Scan) -> list[tuple[Source, Record]]:
+def in_order(collection: Collection, found: Scan) -> list[tuple[Source, Record]]:
     """All records, held-out ones too, by source in the collection's order, then by name."""
     rank = {source.dataset: number for number, source in enumerate(collection.sources)}
     pairs = [*found.records, *found.held_out]

@@ -203,7 +203,7 @@ def source_of_config(config: SourceConfig, root: Path, where: str) -> Source:
     return layout.describe(source)
 
 
-def scan(collection: Collection, progress: Progress | None = None) -> Scan:
+def scan(collection: Collection, progress: Progress | None = None, *, may_be_empty: bool = False) -> Scan:
     """List everything in the collection; opens no pixels, and the same files give the same Scan.
 
     `progress(done, total, "scan | dataset")` counts within the source being scanned.
@@ -226,7 +226,7 @@ def scan(collection: Collection, progress: Progress | None = None) -> Scan:
                 result.excluded.append(_listed(Exclusion, source, salt, record, reason))
             else:
                 result.records.append((source, record))
-    if not result.records and not result.held_out:
+    if not (result.records or result.held_out or may_be_empty):
         raise CollectionError(
             f"collection {collection.name}: empty, {len(result.excluded)} images were excluded; "
             "see `exclude` and `splits` of its sources"
