@@ -95,12 +95,23 @@ class ShardCache:
         return self._attempt(entry, remote, beyond_limit=False)
 
     def keep(self, name: str, get: Callable[[], bytes]) -> Path:
-        """A small file by its name, made of what `get` returns where it is missing."""
+        """A small file by its name, made of what `get` returns where it is missing.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
         path = self.folder / name
         try:
             os.utime(path)
         except FileNotFoundError:
-            write_bytes(path, get())
+            data = get()
+            try:
+                write_bytes(path, data)
+            except OSError as error:
+                raise StoreError(
+                    f"{self.folder}: cannot write {name} ({error.strerror}); free space, or set "
+                    "data.cache to another disk"
+                ) from error
         return path
 
     def _attempt(self, entry: ShardEntry, remote: Remote, *, beyond_limit: bool) -> int | None:
@@ -117,7 +128,10 @@ class ShardCache:
             if not self._make_room(entry, os.fstat(descriptor).st_size, beyond_limit):
                 return None
             self._download(descriptor, entry, remote)
-            partial.replace(path)
+            try:
+                partial.replace(path)
+            except FileNotFoundError:
+                return None  # somebody emptied the cache
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             done = True
             return descriptor

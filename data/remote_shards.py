@@ -101,6 +101,8 @@ class RemoteFolder:
                 self.cache.keep(f"{digest}.json", lambda: data)
         else:
             data = self.cache.keep(f"{self._digest}.json", self._same_manifest).read_bytes()
+            if hashlib.sha256(data).hexdigest() != self._digest:  # the disk damaged it
+                data = self._same_manifest()
         return Manifest.parse(data, self.store.where(MANIFEST))
 
     def _same_manifest(self) -> bytes:
@@ -122,7 +124,12 @@ class RemoteFolder:
         try:
             if self.cache is None:
                 return indexing.parse(np.frombuffer(fetched(), np.uint8), where)
-            return indexing.load(self.cache.keep(f"{entry.sha256}.idx", fetched))
+            path = self.cache.keep(f"{entry.sha256}.idx", fetched)
+            try:
+                return indexing.load(path)
+            except ShardError:  # the disk damaged it: what is fetched was verified
+                path.unlink(missing_ok=True)
+                return indexing.load(self.cache.keep(path.name, fetched))
         except ShardError as error:
             raise StoreError(
                 f"{error}; run `medloom shards check` where the shards were built, and upload the .idx again"

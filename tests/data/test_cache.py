@@ -123,6 +123,23 @@ def test_a_killed_download_goes_on_where_it_ended(files, server, remote, tmp_pat
     assert held(cache.folder) == [cache.path(entry).name]
 
 
+def test_a_cache_that_is_emptied_during_a_download_fills_again(files, server, remote, tmp_path, monkeypatch):
+    cache, entry, real = ShardCache(tmp_path / "c"), files[1][0], caching._fill
+    emptied = []
+
+    def fill(*args):
+        found = real(*args)
+        if not emptied:
+            emptied.extend(cache.folder.iterdir())
+            for path in emptied:
+                path.unlink()
+        return found
+
+    monkeypatch.setattr(caching, "_fill", fill)
+    os.close(cache.open(entry, remote))
+    assert emptied and file_sha256(cache.path(entry)) == entry.sha256
+
+
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"x" * SIZE, b"x" * (SIZE + 9)])
 def test_a_foreign_partial_file_does_no_harm(files, remote, tmp_path, content):
     cache, entry = ShardCache(tmp_path / "c"), files[1][0]

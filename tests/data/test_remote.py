@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import traceback
 
+import fsspec.config
 import numpy as np
 import pytest
 from medloom.data import open_shards
@@ -166,6 +167,24 @@ def test_a_wrong_index_is_refused_with_its_mend(example_copy, tmp_path, damage):
             shards.read(SampleRef(0, 0))
         path.write_bytes(good)
         np.testing.assert_array_equal(shards.read(SampleRef(0, 0)), example_copy.samples["vol-a"].image)
+
+
+def test_what_the_disk_damages_in_the_cache_is_fetched_again(example, server, tmp_path, flip):
+    shards = opened(server, tmp_path)
+    assert_all_equal(shards, example)
+    for path in (tmp_path / "cache").glob("*.[ij]*"):
+        flip(path, path.stat().st_size // 2)
+    assert_all_equal(pickle.loads(pickle.dumps(shards)), example)
+    assert server.gets(f"{VOLUMES}.idx") == server.gets("manifest.json") == 2
+
+
+def test_fsspec_is_configured_as_the_manual_says(example, server, tmp_path, monkeypatch):
+    server.authorization = "Bearer abc"
+    with pytest.raises(StoreError, match="access is refused"):
+        opened(server, tmp_path)
+    headers = {"headers": {"Authorization": "Bearer abc"}}
+    monkeypatch.setitem(fsspec.config.conf, "http", {"client_kwargs": headers})
+    assert_all_equal(opened(server, tmp_path, access="range"), example)
 
 
 def test_auto_takes_ranges_where_no_cache_is_possible(example, server, tmp_path, caplog):
