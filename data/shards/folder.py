@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from .manifest import Manifest, ShardEntry
 from .opened import OpenShard
 
 log = logging.getLogger(__name__)
+
+LOOKS, LOOKERS = 250, 32  # shards that one thread looks for, threads: 20,000 looks of 0.5 ms take 0.4 s
 
 
 class ShardFolder(Protocol):
@@ -86,10 +89,22 @@ class LocalFolder:
             ) from error
 
     def check(self, entries: Iterable[ShardEntry]) -> None:
-        """See `ShardFolder`."""
+        """See `ShardFolder`; many looks run together, since each may have to wait for a network disk."""
+        todo = list(entries)
+        pieces = [todo[first : first + LOOKS] for first in range(0, len(todo), LOOKS)]
+        if len(pieces) <= 1:
+            self._look(todo)
+            return
+        with ThreadPoolExecutor(min(LOOKERS, len(pieces))) as pool:
+            list(pool.map(self._look, pieces))  # raises what the first bad piece raised
+
+    def _look(self, entries: list[ShardEntry]) -> None:
         for entry in entries:
-            path = self.root / entry.file
-            size = path.stat().st_size if path.is_file() else -1
+            path = os.path.join(self.root, entry.file)  # noqa: PTH118 (a third of the time of a Path)
+            try:
+                size = os.stat(path).st_size  # noqa: PTH116
+            except OSError:
+                size = -1
             if size != entry.bytes:
                 is_ = "is missing" if size < 0 else f"has {size} bytes, the manifest says {entry.bytes}"
                 raise ShardError(f"{path} {is_}: restore it, or build the shards again")
