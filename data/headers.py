@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import ReadError
 from .readers import dicom, nifti, raster, reader_of
 from .sample import Record
 
@@ -50,6 +51,8 @@ def _nifti(path: Path) -> Header:
     packed = head[:2] == b"\x1f\x8b"
     if packed:
         head = zlib.decompressobj(wbits=31).decompress(head, 1024)
+    if not nifti.matches(head[:512]):
+        raise ReadError("no NIfTI header")
     kind = nib.Nifti2Header if head[4:7] == b"n+2" else nib.Nifti1Header
     header = kind(head[: kind.sizeof_hdr], check=False)
     dtype, (slope, _) = header.get_data_dtype(), header.get_slope_inter()

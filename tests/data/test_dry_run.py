@@ -96,7 +96,7 @@ def test_a_folder_of_another_build_is_refused_as_by_the_build(yaml, tmp_path):
 
 @pytest.mark.realdata
 def test_headers_say_what_readers_find(realdata):
-    """Dimensions and decoded bytes of every record, within a percent (wide integers that turn out narrow aside)."""
+    """Dimensions and decoded bytes; twice the bytes where wide integers turn out to be narrow."""
     from medloom.data.collection import scan
     from medloom.data.config import find_config
 
