@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ...data.errors import ConfigError, nearest
+from ...data.errors import CollectionError, ConfigError, nearest
 from ...data.sample import Modality, parse_modality
 from .affine import PADDINGS
 from .lowres import AXES
@@ -105,11 +105,13 @@ class ViewConfig:
                     f"view.{name} is {word!r}: write {' or '.join(words)}{nearest(word, words)}"
                 )
         known = [name for name in PROBABILITIES if name not in ("flip", "affine")]
-        for name, words in self.modalities.items():
+        for name in self.modalities:
             if name not in known:
                 raise ConfigError(f"view.modalities names {name!r}{nearest(name, known)}")
-            for word in words:
-                parse_modality(word)
+            try:
+                self.only(name)
+            except CollectionError as error:
+                raise ConfigError(f"view.modalities.{name}: {error}") from error
 
     def only(self, transform: str) -> list[Modality]:
         """Modalities that `transform` is for; empty: all."""

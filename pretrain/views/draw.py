@@ -61,7 +61,7 @@ def draw(x: Tensor, seed: int, stream: str, positions: Tensor, n: int) -> Draws:
         TypeError: x is not float32, which all views compute in.
     """
     require_float32(x)
-    if positions.device.type != "cpu":
+    if not _on_host(positions):
         return Draws(uniform_torch(seed, stream, positions, n, x.device).to(torch.float32), None)
     host = uniform(seed, stream, positions.numpy(), n).astype(np.float32)
     return Draws(on_device(torch.from_numpy(host), x.device), host)
@@ -132,6 +132,10 @@ def between(u: Tensor, limits: Sequence[float]) -> Tensor:
 def log_between(u: Tensor, limits: Sequence[float]) -> Tensor:
     """Log-uniform in [low, high] from uniform numbers in [0, 1)."""
     return torch.exp(between(u, (math.log(limits[0]), math.log(limits[1]))))
+
+
+def _on_host(positions: Tensor) -> bool:
+    return positions.device.type == "cpu"
 
 
 def _rows(

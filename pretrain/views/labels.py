@@ -27,32 +27,48 @@ def affine_labels(
     Args:
         labels: [B, *spatial], any integer dtype.
     """
-    spatial = labels.shape[1:]
-    size = tuple(size or spatial)
-    corners: list[Tensor] = [torch.zeros((), dtype=torch.int64, device=labels.device)]
-    weights: list[Tensor] = [torch.ones((), device=labels.device)]
-    for axis, extent in enumerate(spatial):
-        at = coordinates(matrix, axis, size, 1.0) + (extent - 1) / 2
-        inside = (at > -0.5) & (at < extent - 0.5) if padding == "zeros" else None
-        at = _reflected(at, extent) if padding == "reflection" else at.clamp(0, extent - 1)
-        low = at.round() if mode == "nearest" else at.floor()
-        steps = [(low, 1 - (at - low)), ((low + 1).clamp_max(extent - 1), at - low)]
-        if mode == "nearest":
-            steps = [(low, torch.ones_like(at))]
+    size = tuple(size or labels.shape[1:])
+    zero = torch.zeros((), dtype=torch.int64, device=labels.device)
+    corners, weights = [zero], [zero.to(torch.float32) + 1]
+    for axis, extent in enumerate(labels.shape[1:]):
+        steps = _steps(coordinates(matrix, axis, size, 1.0) + (extent - 1) / 2, extent, mode, padding)
         corners = [c * extent + place.long() for c in corners for place, _ in steps]
-        weights = [w * share if inside is None else w * share * inside for w in weights for _, share in steps]
+        weights = [w * share for w in weights for _, share in steps]
     flat = labels.flatten(1)
-    values = [flat.gather(1, c.flatten(1)).view(-1, *size) for c in corners]
-    winner, most = torch.zeros_like(values[0]), torch.zeros_like(weights[0])
+    values = [flat.gather(1, corner.flatten(1)).view(-1, *size) for corner in corners]
+    if padding == "zeros":  # what lies outside votes for 0
+        values.append(torch.zeros_like(values[0]))
+        weights.append(1 - torch.stack(weights).sum(dim=0))
+    return _winner(values, weights)
+
+
+def _steps(at: Tensor, extent: int, mode: str, padding: str) -> list[tuple[Tensor, Tensor]]:
+    """Voxels along one axis around the coordinates `at`, inside the map, and their weights."""
+    if padding == "reflection":
+        at = _reflected(at, extent)
+    elif padding == "border":
+        at = at.clamp(0, extent - 1)
+    if mode == "nearest":
+        near = at.round()
+        steps = [(near, torch.ones_like(at))]
+    else:
+        low = at.floor()
+        steps = [(low, 1 - (at - low)), (low + 1, at - low)]
     if padding == "zeros":
-        most = 1 - torch.stack(weights).sum(dim=0) + 1e-6  # what lies outside votes for 0
+        steps = [(place, share * ((place >= 0) & (place < extent))) for place, share in steps]
+    return [(place.clamp(0, extent - 1), share) for place, share in steps]
+
+
+def _winner(values: list[Tensor], weights: list[Tensor]) -> Tensor:
+    """The label with the largest sum of weights, voxel by voxel."""
     totals = list(weights)
     for i in range(len(values)):
         for j in range(i):
             same = values[i] == values[j]
             totals[i] = totals[i] + weights[j] * same
             totals[j] = totals[j] + weights[i] * same
-    for value, total in zip(values, totals, strict=True):
+    winner, most = values[0], totals[0]
+    for value, total in zip(values[1:], totals[1:], strict=True):
         better = total > most
         winner, most = torch.where(better, value, winner), torch.where(better, total, most)
     return winner
