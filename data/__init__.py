@@ -19,8 +19,12 @@ __all__ = ["open_shards"]
 def open_shards(path: str | Path) -> Shards:
     """Open a folder of shards for reading: `manifest`, `refs()`, `meta()`, `read()`, `read_mask()`.
 
+    Args:
+        path: a path, or a URL (s3://, https://, ...; options: `medloom.data.remote_shards`).
+
     Raises:
         ShardError: the folder has no manifest, or the manifest is of another format version.
+        ConfigError, StoreError: the store behind a URL cannot be opened or read.
     """
     from .shards.reader import Shards
 
