@@ -1,5 +1,6 @@
 """The loader: the same batches however they travel; dead workers, errors, signals, and what is left over."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -252,14 +253,25 @@ if __name__ == "__main__":
 """
 
 
-def training(tmp_path: Path, context: str, then: str = "time.sleep(0.01)") -> subprocess.Popen:
-    """A process that trains, leader of a group of its own."""
-    script = tmp_path / "train.py"
-    script.write_text(TRAINING.format(path=[str(Path(__file__).parent)], context=context, then=then))
-    return subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+@pytest.fixture
+def training(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts processes that train, each leader of a session of its own; none outlives a test that fails."""
+    started: list[subprocess.Popen] = []
+
+    def start(context: str, then: str = "time.sleep(0.01)") -> subprocess.Popen:
+        script = tmp_path / "train.py"
+        script.write_text(TRAINING.format(path=[str(Path(__file__).parent)], context=context, then=then))
+        process = subprocess.Popen(
+            [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> bool:
@@ -285,9 +297,9 @@ def in_session(session: int) -> Iterator[str]:
 
 
 @CONTEXTS
-def test_nothing_is_left_over_when_the_training_process_is_killed(context, tmp_path):
+def test_nothing_is_left_over_when_the_training_process_is_killed(context, training):
     """Workers end by themselves, also under forkserver, whose server lives as long as they do."""
-    process = training(tmp_path, context)
+    process = training(context)
     assert process.stdout is not None
     pids = process.stdout.readline().split()
     assert len(pids) == 2
@@ -309,8 +321,8 @@ def names(maps: list[str]) -> list[str]:
     return sorted({name for each in found for name in each})
 
 
-def test_a_whole_group_that_is_killed_at_once_leaves_nothing(tmp_path):
-    process = training(tmp_path, "fork")
+def test_a_whole_group_that_is_killed_at_once_leaves_nothing(training):
+    process = training("fork")
     assert process.stdout is not None
     pids = process.stdout.readline().split()
     assert len(pids) == 2 and not names([f"/proc/{pid}/maps" for pid in (process.pid, *pids)])
@@ -320,12 +332,12 @@ def test_a_whole_group_that_is_killed_at_once_leaves_nothing(tmp_path):
 
 
 @CONTEXTS
-def test_python_exits_while_a_traceback_holds_the_workers(context, tmp_path):
+def test_python_exits_while_a_traceback_holds_the_workers(context, training):
     """Workers that ignored the SIGTERM of their parent would be waited for without a limit."""
-    process = training(tmp_path, context, "sys.kept = got, batch; raise KeyError('crash')")
+    process = training(context, "sys.kept = got, batch; raise KeyError('crash')")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "KeyError: 'crash'" in errors
-    assert not list(in_session(process.pid))
+    assert until(lambda: not list(in_session(process.pid)))  # the resource tracker goes a moment later
 
 
 def held_by_a_traceback() -> None:
