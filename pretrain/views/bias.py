@@ -48,7 +48,7 @@ def random_bias_field(
     seed: int,
     positions: Tensor,
     *,
-    strength: float = 0.3,
+    strength: float = 0.2,
     order: int = 3,
     probability: float = 1.0,
     black: Tensor | None = None,

@@ -45,7 +45,7 @@ class ViewConfig:
     padding: str = "border"  # beyond the image: border | reflection | zeros (0 is about its mean)
     # Grey scale
     bias: float = 0.0  # probability of a bias field (MR)
-    bias_strength: float = 0.3  # coefficients of the logarithm of the field, uniform in +- this
+    bias_strength: float = 0.2  # coefficients of the logarithm of the field, uniform in +- this
     bias_order: int = 3  # degree of the polynomial
     intensity: float = 0.0  # probability of a change of brightness, contrast and gamma
     brightness: float = 0.2  # added, uniform in +- this many units of the normalised image
@@ -53,7 +53,7 @@ class ViewConfig:
     gamma: list[float] = field(default_factory=lambda: [0.7, 1.5])  # exponent on [min, max], log-uniform
     # Colour; shares of the range from black to white, as in torchvision
     stain: float = 0.0  # probability of a change of the stains (histology)
-    stain_sigma: float = 0.05  # factor in 1 +- this and offset in +- this for each stain; 0.2 is strong
+    stain_sigma: float = 0.1  # factor in 1 +- this, offset in +- this (optical density, ln) for each stain
     colour: float = 0.0  # probability of colour jitter: brightness, contrast, saturation, hue in this order
     colour_brightness: float = 0.4  # factor, uniform in 1 +- this
     colour_contrast: float = 0.4  # factor, uniform in 1 +- this
@@ -125,7 +125,8 @@ class CropConfig:
     name: str = "global"  # the i-th crop of a name draws from the stream "name:i"
     count: int = 2
     size: list[int] = field(default_factory=list)  # pixels of the crop; empty: those of the loaded image
-    scale: list[float] = field(default_factory=lambda: [0.32, 1.0])  # share of the area or volume, uniform
+    # Share of the area or volume of the image, uniform; empty: a box of `size` pixels, not resized.
+    scale: list[float] = field(default_factory=lambda: [0.32, 1.0])
     aspect: list[float] = field(default_factory=lambda: [0.75, 4 / 3])  # in-plane stretch, log-uniform
     depth: list[float] = field(
         default_factory=list
@@ -137,7 +138,7 @@ class CropConfig:
             raise ConfigError(f"crops.count is {self.count}: write at least 1, or leave {self.name!r} out")
         for name, highest in (("scale", 1), ("aspect", None), ("depth", 1)):
             limits = getattr(self, name)
-            if name == "depth" and not limits:
+            if name != "aspect" and not limits:
                 continue
             if len(limits) != 2 or not 0 < limits[0] <= limits[1] or (highest and limits[1] > highest):
                 bound = " <= 1" if highest else ""

@@ -94,10 +94,12 @@ def random_crop(
         raise ValueError(
             f"crops.size {list(size)} of {config.name!r} is no size of images {list(x.shape[2:])}"
         )
-    box = random_boxes(
-        x, seed, positions, size=size, scale=config.scale, aspect=config.aspect, depth=config.depth,
-        stream=f"{stream}:box",
-    )  # fmt: skip
+    box = None
+    if config.scale:
+        box = random_boxes(
+            x, seed, positions, size=size, scale=config.scale, aspect=config.aspect, depth=config.depth,
+            stream=f"{stream}:box",
+        )  # fmt: skip
     place = random_placement(
         x, config.view, seed, positions, spacing=spacing, stream=stream, box=box, size=size
     )
@@ -105,7 +107,7 @@ def random_crop(
         place.image(x), config.view, seed, positions, modality=modality, limits=limits, stream=stream
     )
     return Crops(
-        names=(stream,), image=image, box=box, flips=place.flips, matrix=place.matrix,
+        names=(stream,), image=image, box=place.box, flips=place.flips, matrix=place.matrix,
         sample=torch.arange(len(x), device=x.device),
         spacing=None if spacing is None else place.spacing(spacing.to(x.device, torch.float32)),
     )  # fmt: skip

@@ -62,17 +62,18 @@ PRESETS: dict[str, list[dict[str, Any]]] = {
     # each (here together), noise 0.1, blur 0.2, brightness and contrast 0.15 each and gamma 0.3 (here
     # together), low resolution 0.25; its inverted gamma is left out, and it averages nothing on the way down
     "nnunet-3d": [
-        {"name": "view", "count": 1, "size": [96, 96, 96], "scale": [1.0, 1.0], "aspect": [1.0, 1.0],
-         "view": {"flip_axes": [0, 1, 2], "affine": 0.2, "degrees": 30.0, "scale": [0.7, 1.4], "shift": 0.0,
-                  "noise": 0.1, "noise_sigma": 0.1, "blur": 0.2, "blur_least": 0.5, "blur_sigma": 1.0,
-                  "intensity": 0.3, "brightness": 0.0, "contrast": [0.75, 1.25], "gamma": [0.7, 1.5],
+        {"name": "view", "count": 1, "size": [96, 96, 96], "scale": [],
+         "view": {"flip_axes": [0, 1, 2], "affine": 0.2, "degrees": 30.0, "scale": [0.7, 1.4],
+                  "shift": 0.0, "padding": "zeros", "noise": 0.1, "noise_sigma": 0.1,
+                  "blur": 0.2, "blur_least": 0.5, "blur_sigma": 1.0, "intensity": 0.3,
+                  "brightness": 0.0, "contrast": [0.75, 1.25], "gamma": [0.7, 1.5],
                   "lowres": 0.25, "lowres_factor": [1.0, 2.0]}},
     ],
     # nnssl MAE trainers: rotation, zoom 0.7-1.4 at 0.2 and mirrors; intensities stay, they are the target
     "mae-3d": [
-        {"name": "view", "count": 1, "size": [96, 96, 96], "scale": [1.0, 1.0], "aspect": [1.0, 1.0],
+        {"name": "view", "count": 1, "size": [96, 96, 96], "scale": [],
          "view": {"flip_axes": [0, 1, 2], "affine": 0.2, "degrees": 30.0, "scale": [0.7, 1.4],
-                  "shift": 0.0}},
+                  "shift": 0.0, "padding": "zeros"}},
     ],
 }  # fmt: skip
 

@@ -1,13 +1,13 @@
 """Stain jitter of histology: haematoxylin, eosin and DAB vary in strength, as between laboratories.
 
-Colour deconvolution: Ruifrok and Johnston, Anal Quant Cytol Histol 2001, with their optical densities.
-Jitter in that space: Tellez et al., IEEE TMI 2018 and arXiv 1902.06543 (sigma 0.05 light, 0.2 strong).
-Densities are scaled as scikit-image's `rgb2hed` does, log(rgb) / log(1e-6), so that sigmas mean the same.
+Colour deconvolution: Ruifrok and Johnston, Anal Quant Cytol Histol 2001, with their optical densities; jitter
+of the stains: Tellez et al., IEEE TMI 2018 and arXiv 1902.06543. A density here is -ln of the transmitted
+light: 0.05 is a twentieth of the light. Today's scikit-image divides it by 13.8, so that an offset of 0.05
+there halves the light; the papers' 0.05 and 0.2 belong to a scale of their own (log(2 + light)) and are about
+0.1 and 0.4 of ours.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from .normalise import Limits, in_unit, unit_limits
 # Rows haematoxylin, eosin, DAB; columns absorption of R, G, B (Ruifrok and Johnston, table 1).
 RGB_FROM_HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 HED_FROM_RGB = np.linalg.inv(RGB_FROM_HED)
-_DARKEST = 1e-6
+_DARKEST = 1e-6  # of the light, in place of none, whose logarithm is infinite
 
 
 def stain_jitter(u: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -30,11 +30,10 @@ def stain_jitter(u: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """
     if u.shape[1] != 3:
         raise ValueError(f"stains are seen in 3 channels, the images have {u.shape[1]}: switch stain off")
-    density = torch.log(u.clamp_min(_DARKEST)) / math.log(_DARKEST)
-    stains = _mix(density, HED_FROM_RGB)
+    stains = _mix(-torch.log(u.clamp_min(_DARKEST)), HED_FROM_RGB)
     shape = (*alpha.shape, *[1] * (u.ndim - 2))
     stains = alpha.view(shape) * stains + beta.view(shape)
-    out = torch.exp(_mix(stains, RGB_FROM_HED) * math.log(_DARKEST)).clamp(0, 1)
+    out = torch.exp(-_mix(stains, RGB_FROM_HED)).clamp(0, 1)
     neutral = ((alpha == 1) & (beta == 0)).all(dim=1)
     return torch.where(per_sample(neutral, u), u, out)
 
@@ -44,7 +43,7 @@ def random_stain(
     seed: int,
     positions: Tensor,
     *,
-    sigma: float = 0.05,
+    sigma: float = 0.1,
     probability: float = 1.0,
     limits: Limits | None = None,
     only: Tensor | None = None,

@@ -215,3 +215,12 @@ def test_wrong_sections_are_refused_with_the_mend(section, message):
 def test_a_size_of_other_dimensions_is_refused():
     with pytest.raises(ValueError, match="no size of images"):
         multi_crop(torch.rand(1, 1, 8, 8, 8), [CropConfig(size=[4, 4], view=STILL)], 0, torch.arange(1))
+
+
+def test_without_a_scale_a_box_of_the_size_is_cut_out():
+    """No resizing: every voxel of the crop is one of the image, at any whole offset."""
+    x, at = torch.randn(1, 1, 12, 14, 16).expand(60, -1, -1, -1, -1), torch.arange(60)
+    (out,) = multi_crop(x, [CropConfig(count=1, size=[8, 8, 8], scale=[], view=STILL)], 0, at)
+    for b, (z, y, left) in enumerate(out.box[..., 0].int().tolist()):
+        assert torch.equal(out.image[b], x[b, :, z : z + 8, y : y + 8, left : left + 8])
+    assert len({tuple(box[:, 0].tolist()) for box in out.box}) > 30
