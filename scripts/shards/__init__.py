@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "check": "verify every member of every shard; exit status 1 on a fault",
     "repair": "mend what check finds: from the folder itself, a copy, the next build, or by dropping",
     "stats": "count and describe the samples from their metadata: tables, stats.json, pictures",
+    "bench": "measure how fast they load here, what limits, and whether a step would wait",
     "show": "print the sources as a table and write a contact sheet (PNG)",
 }
 
