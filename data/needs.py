@@ -4,8 +4,8 @@ While an image is read, checked and encoded, memory holds at most
 
     FACTOR x its decoded bytes (mask included) + 2 x its files' bytes
 
-beside WORKER_BYTES a worker for the interpreter, its libraries and the shard's index: as measured, twice to
-three times the decoded bytes for NIfTI (the voxels as in the file, turned, and compressed), five times for
+beside WORKER_BYTES a worker for the interpreter, its libraries and the shard's index. Measured: 2.1 to 3.0
+times the decoded bytes for NIfTI (the voxels as in the file, turned, and compressed), 5.3 with the files for
 DICOM series (files, planes, stack, rescaled, turned). Sizes come from headers, so the bound holds for every
 file whose header tells the truth. Units need as much as their largest image, because it is one at a time.
 """

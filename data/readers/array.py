@@ -136,10 +136,13 @@ def _npy(data: bytes) -> np.ndarray:
 def _b2nd(data: bytes) -> np.ndarray:
     import blosc2
 
+    from ..shards.codec import SCALE, unscaled
+
     frame = blosc2.ndarray_from_cframe(data)
     if math.prod(frame.shape) * frame.dtype.itemsize > archive.MOST_BYTES:
         raise ValueError(f"shape {frame.shape} of {frame.dtype} is larger than {archive.MOST_BYTES:,} bytes")
-    return np.asarray(frame[:])
+    array, scale = np.asarray(frame[:]), frame.schunk.meta.get(SCALE)  # a scale: a volume out of a shard
+    return array if scale is None else unscaled(array, scale)
 
 
 def _ordered(array: np.ndarray, axes: str, name: str) -> np.ndarray:

@@ -130,11 +130,13 @@ def _read(paths: Sequence[Path], fourth_axis: str) -> list[Image]:
     name, first = datasets[0]
     planes = [plane for item_name, dataset in datasets for plane in planes_of(item_name, dataset)]
     facts = {"format": "dicom", **fields.facts(first)}
+    one_each = len(datasets) == len(planes)
+    del datasets  # the files' bytes, before the planes are stacked
     if len(planes) > 1 and all(p.position is not None and p.orientation is not None for p in planes):
         volumes, affine = stack(planes)
         geometry.check_affine(affine, name)
         images = _volumes(volumes, affine, fourth_axis)
-    elif len(planes) > 1 and len(datasets) == len(planes) and fields.text(first, "Modality") in _STACKED:
+    elif len(planes) > 1 and one_each and fields.text(first, "Modality") in _STACKED:
         images = [stack_by_number(planes)]
     else:
         images = [_picture(plane) for plane in sorted(planes, key=lambda plane: plane.order)]
