@@ -46,7 +46,7 @@ class Case:
 def cases(scale: str, real: Path | None) -> list[Case]:
     """The cases of a full, a quick or a tiny run ("tiny" is for tests)."""
     ct, mr, crop, count, pictures = {
-        "full": ((200, 512, 512), (256, 256, 256), 96, 6, 6000),
+        "full": ((200, 512, 512), (256, 256, 256), 96, 4, 6000),
         "quick": ((128, 320, 320), (192, 192, 192), 96, 4, 1200),
         "tiny": ((48, 64, 64), (48, 48, 48), 32, 2, 96),
     }[scale]
