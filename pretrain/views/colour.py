@@ -128,7 +128,8 @@ def _blend(u: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 def _turn_hue(u: Tensor, hue: Tensor) -> Tensor:
     red, green, blue = u[:, :1], u[:, 1:2], u[:, 2:3]
-    value, least = u.amax(dim=1, keepdim=True), u.amin(dim=1, keepdim=True)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    least = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - least
     scale = torch.where(chroma == 0, 1.0, chroma)
     sixths = torch.where(

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .draw import draw, per_sample
+from .boxes import whole
+from .draw import draw
+from .separable import pick
 
 
 def flip(x: Tensor, which: Tensor) -> Tensor:
     """Mirror sample b of x [B, C, ...] along spatial axis a where `which` [B, n] is true. Exact."""
-    for axis in range(which.shape[1]):
-        x = torch.where(per_sample(which[:, axis], x), x.flip(axis + 2), x)
-    return x
+    return pick(x, whole(x), x.shape[2:], which)
 
 
 def flip_draws(

@@ -48,12 +48,12 @@ def resize_weights(box: Tensor, out: int, extent: int, flips: Tensor | None = No
     Returns:
         [B, out, extent]; each row sums to 1.
     """
-    start, end = box[:, :1, None], box[:, 1:, None]
     centre, step = _centres(box, out, flips)
     source = torch.arange(extent, device=box.device, dtype=torch.float32)
-    weights = (1 - (source + 0.5 - centre.unsqueeze(2)).abs() / step.unsqueeze(2).clamp_min(1)).clamp_min(0)
-    weights = weights * ((source + 1 > start) & (source < end))
-    return weights / weights.sum(dim=2, keepdim=True)
+    inside = (source + 1 > box[:, :1]) & (source < box[:, 1:])
+    distance = (source + 0.5 - centre.unsqueeze(2)).abs_().div_(step.unsqueeze(2).clamp_min(1))
+    weights = distance.neg_().add_(1).clamp_min_(0).mul_(inside.unsqueeze(1))
+    return weights.div_(weights.sum(dim=2, keepdim=True))
 
 
 def resize(x: Tensor, box: Tensor, size: Sequence[int], flips: Tensor | None = None) -> Tensor:

@@ -223,3 +223,13 @@ def test_many_channels_and_odd_sizes_pass_through_every_axis():
     assert abs(float(got.mean() - expected.mean())) < 0.05
     for c in range(5):
         assert torch.allclose(got[:, c : c + 1], views.resize(x[:, c : c + 1], edges, (5, 12, 11)), atol=1e-6)
+
+
+def test_growing_boxes_of_pictures_are_interpolated_as_resizing_does():
+    """Where nothing shrinks, a picture is sampled instead of resized: the same but at the edge of the box."""
+    x, at = noise(8, 2, 30, 34), AT
+    crops = [CropConfig(count=1, size=[34, 34], scale=[0.2, 0.6], view=ViewConfig(flip_axes=[0, 1]))]
+    (got,) = views.multi_crop(x, crops, 0, at)
+    expected = views.resize(x, got.box, (34, 34), got.flips)
+    assert torch.allclose(got.image[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], atol=1e-4)
+    assert not torch.equal(got.image, expected)
