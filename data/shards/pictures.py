@@ -52,8 +52,13 @@ def resize_jpeg(data: bytes, box: Sequence[float], size: Sequence[int]) -> np.nd
         wanted = (size[1] * width / (box[3] - box[1]), size[0] * height / (box[2] - box[0]))
         picture.draft(picture.mode, (math.ceil(wanted[0]), math.ceil(wanted[1])))
         fy, fx = picture.size[1] / height, picture.size[0] / width
+        box = (box[0] * fy, box[1] * fx, box[2] * fy, box[3] * fx)
+        if picture.mode in ("L", "RGB"):  # what `resize` would do, without two transpositions: a third faster
+            target = (int(size[1]), int(size[0]))
+            pillow_box = (box[1], box[0], box[3], box[2])
+            return planes_of(np.asarray(picture.resize(target, Pillow.Resampling.BILINEAR, pillow_box)))
         image = planes_of(np.asarray(picture))
-    return resize(image, (box[0] * fy, box[1] * fx, box[2] * fy, box[3] * fx), size)
+    return resize(image, box, size)
 
 
 def planes_of(pixels: np.ndarray) -> np.ndarray:
