@@ -34,8 +34,7 @@ def colour_jitter(u: Tensor, brightness: Tensor, contrast: Tensor, saturation: T
         saturation: [B] factor on the distance from the grey pixel.
         hue: [B] share of a turn, -0.5 to 0.5.
     """
-    zero = torch.zeros((), device=u.device)
-    u = _blend(u, zero, brightness)
+    u = (u * per_sample(brightness, u)).clamp_(0, 1)
     u = _blend(u, grey(u).mean(tuple(range(1, u.ndim)), keepdim=True), contrast)
     if u.shape[1] == 1:
         return u
@@ -122,27 +121,26 @@ def random_solarise(
 
 
 def _blend(u: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    ratio = per_sample(factor, u)
-    return torch.where(ratio == 1, u, (ratio * u + (1 - ratio) * other).clamp(0, 1))
+    return torch.lerp(other, u, per_sample(factor, u)).clamp_(0, 1)  # exactly u for a factor of 1
 
 
 def _turn_hue(u: Tensor, hue: Tensor) -> Tensor:
     red, green, blue = u[:, :1], u[:, 1:2], u[:, 2:3]
     value = torch.maximum(torch.maximum(red, green), blue)
-    least = torch.minimum(torch.minimum(red, green), blue)
-    chroma = value - least
-    scale = torch.where(chroma == 0, 1.0, chroma)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    scale = 1 / torch.where(chroma == 0, 1.0, chroma)
     sixths = torch.where(
         value == red,
-        (green - blue) / scale,
-        torch.where(value == green, 2 + (blue - red) / scale, 4 + (red - green) / scale),
-    )
-    sixths = sixths + 6 * per_sample(hue, u)
-    channels = []
-    for offset in (5.0, 3.0, 1.0):
-        k = (offset + sixths).remainder(6)
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.cat(channels, dim=1)
+        (green - blue).mul_(scale),
+        torch.where(value == green, (blue - red).mul_(scale).add_(2), (red - green).mul_(scale).add_(4)),
+    ).add_(6 * per_sample(hue, u))
+    out = torch.empty_like(u)
+    for channel, offset in enumerate((5.0, 3.0, 1.0)):
+        k = sixths + offset
+        k.sub_(torch.floor(k / 6).mul_(6))
+        share = torch.minimum(k, 4 - k).clamp_(0, 1)
+        torch.sub(value, share.mul_(chroma), out=out[:, channel : channel + 1])
+    return out
 
 
 def _require_rgb(u: Tensor) -> None:

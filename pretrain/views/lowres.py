@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .draw import draw, log_between, sometimes
-from .separable import along, product
+from .separable import along
 
 AXES = ("all", "one")
 
@@ -49,17 +49,18 @@ def random_low_resolution(
 
 
 def _weights(factor: Tensor, extent: int) -> Tensor:
-    """[B, extent, extent]: down to cells of `factor` [B] voxels and up again."""
+    """[B, extent, extent]: down to cells of `factor` [B] voxels and up again, in one."""
     f = factor.view(-1, 1, 1)
     voxel = torch.arange(extent, device=factor.device, dtype=torch.float32)
-    cell = voxel[:, None]  # as many rows as there can be cells; those beyond the edge stay empty
-    overlap = torch.minimum(voxel + 1, (cell + 1) * f) - torch.maximum(voxel, cell * f)
-    down = overlap.clamp_min(0)
-    width = down.sum(dim=2, keepdim=True)
-    down = down / width.clamp_min(1e-6)
     # A sliver of a cell at the end is no cell: it would show single voxels.
-    count = ((extent - 0.5 * f) / f).ceil().clamp_min(1)
-    place = ((voxel[:, None] + 0.5) / f - 0.5).clamp_min(0)
-    place = torch.minimum(place, count - 1)
-    up = (1 - (place - voxel).abs()).clamp_min(0)
-    return product(up, down)
+    last = ((extent - 0.5 * f) / f).ceil().clamp_min(1) - 1
+    place = torch.minimum(((voxel[:, None] + 0.5) / f - 0.5).clamp_min(0), last)  # in cells
+    cell = place.floor()
+    share = place - cell
+
+    def mean(cell: Tensor) -> Tensor:
+        """The average over a cell: [B, extent, extent], rows of the cells [B, extent, 1]."""
+        overlap = torch.minimum(voxel + 1, (cell + 1) * f).sub_(torch.maximum(voxel, cell * f)).clamp_min_(0)
+        return overlap.div_(overlap.sum(dim=2, keepdim=True))
+
+    return torch.lerp(mean(cell), mean(torch.minimum(cell + 1, last)), share)

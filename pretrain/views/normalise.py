@@ -54,7 +54,7 @@ def in_unit(x: Tensor, black: Tensor, white: Tensor, change: Callable[[Tensor], 
     """Apply a change of pictures in [0, 1] to x, whose black and white are [B, C]."""
     shape = (*black.shape, *[1] * (x.ndim - 2))
     low, span = black.view(shape), (white - black).view(shape)
-    return low + span * change(((x - low) / span).clamp(0, 1))
+    return torch.addcmul(low, span, change((x - low).div_(span).clamp_(0, 1)))
 
 
 def unit_limits(x: Tensor, given: Limits | None) -> Limits:
