@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .boxes import random_boxes
 from .config import CropConfig
-from .draw import require_float32
+from .draw import on_device, require_float32
 from .normalise import Limits
 from .placement import random_placement
 from .view import random_appearance
@@ -109,7 +109,7 @@ def random_crop(
     return Crops(
         names=(stream,), image=image, box=place.box, flips=place.flips, matrix=place.matrix,
         sample=torch.arange(len(x), device=x.device),
-        spacing=None if spacing is None else place.spacing(spacing.to(x.device, torch.float32)),
+        spacing=None if spacing is None else place.spacing(on_device(spacing, x.device).to(torch.float32)),
     )  # fmt: skip
 
 

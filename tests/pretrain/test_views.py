@@ -188,3 +188,22 @@ def test_views_on_cuda_equal_the_cpu(x):
     assert torch.allclose(cpu, gpu.cpu(), atol=1e-4)
     words = uniform_torch(1, "x", torch.arange(50), 9)
     assert torch.equal(words, uniform_torch(1, "x", torch.arange(50).cuda(), 9).cpu())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("host", [True, False])
+def test_cuda_never_waits(x, host):
+    """The driver's own guard: any synchronisation is an error. Positions on the host and on the device."""
+    at, on_gpu = torch.arange(len(x)), x.cuda()
+    positions = at if host else at.cuda()
+    crops = [views.CropConfig(size=[8] * (x.ndim - 2), scale=[0.3, 1.0], view=EVERYTHING)]
+    spacing = torch.ones(len(x), x.ndim - 2, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        view = views.random_view(on_gpu, EVERYTHING, 7, positions, spacing=spacing)
+        (crop,) = views.multi_crop(on_gpu, crops, 7, positions, spacing=spacing)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = views.random_view(x, EVERYTHING, 7, at, spacing=spacing.cpu())
+    assert torch.allclose(view.cpu(), expected, atol=1e-4) and torch.isfinite(crop.image).all()

@@ -319,3 +319,18 @@ def test_the_host_computes_drawn_samples_only():
     drawn = int((uniform_torch(0, "affine", torch.arange(100), 1) < 0.2).sum())
     assert seen == [drawn] and 5 < drawn < 40
     assert np.isclose(drawn / 100, 0.2, atol=0.2)
+
+
+def test_training_draws_on_the_host():
+    """The data module keeps the positions back; the batch of the objectives draws with them."""
+    from medloom.data.datamodule import PretrainData
+    from medloom.data.stream_config import StreamConfig
+    from medloom.pretrain.objectives.base import Batch
+
+    sent = {"position": torch.tensor([5, 8]), "replaced": [None, None]}
+    kept = PretrainData(StreamConfig(), steps=1).on_before_batch_transfer(sent, 0)["host_position"]
+    assert isinstance(kept, np.ndarray) and kept.tolist() == [5, 8]
+    image, away = torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64, device="meta")
+    batch = Batch(image=image, position=away, seed=0, host_position=torch.from_numpy(kept))
+    assert torch.equal(batch.keys, torch.tensor([5, 8]))
+    assert Batch(image=image, position=away, seed=0).keys is away
