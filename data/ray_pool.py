@@ -15,7 +15,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -78,6 +80,8 @@ class RayPool:
     def __exit__(self, *_: object) -> None:
         if self._begun:
             self.ray.shutdown()
+            if self._handler is not None:
+                signal.signal(signal.SIGTERM, self._handler)
 
     def run_all(
         self, units: list[Unit], out: Path, salt: bytes, held: HeldOutSets, *, tell: Tell
@@ -116,6 +120,9 @@ class RayPool:
                 yield from pool.isolate(sick, tell, done)
 
     def _begin(self, address: str, workers: int, memory: int | None) -> None:
+        # Ray takes SIGTERM and keeps it; forked processes of the next build would then not end by it.
+        main = threading.current_thread() is threading.main_thread()
+        self._handler = signal.getsignal(signal.SIGTERM) if main else None
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address == LOCAL:
             options |= {

@@ -177,7 +177,8 @@ def prepare(
     collection = _collection(record, folder / "sources", identity, Path(root))
     name = hashlib.blake2b((identity + salt_fingerprint(collection.salt)).encode(), digest_size=6).hexdigest()
     shards_folder = folder / f"{record.name}-{name}"
-    with _alone(folder / "sources" / f"{shards_folder.name}.lock"):
+    lock = folder / "sources" / f"{shards_folder.name}.lock"
+    with _alone(lock):
         built = build(collection, shards_folder, workers=workers, progress=progress, keep_held_out=True)
     failures = [{"key": failure.key, "reason": failure.reason} for failure in built.failures]
     data = TaskData(Shards.open(shards_folder), [], failures, _ranks(collection))
@@ -195,7 +196,8 @@ def prepare(
             first["reason"],
         )
     if record.kind == "segmentation":
-        _survey(record, data, shards_folder, progress)
+        with _alone(lock):  # a build of another run sweeps away what is half written here
+            _survey(record, data, shards_folder, progress)
     return data
 
 

@@ -7,6 +7,7 @@ installed.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
@@ -21,8 +22,10 @@ def ray():
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # loopback only; read when ray is imported
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     module = pytest.importorskip("ray")
+    handler = signal.getsignal(signal.SIGTERM)
     yield module
     module.shutdown()
+    signal.signal(signal.SIGTERM, handler)  # a cluster of Ray's keeps it, and forked processes inherit it
 
 
 @pytest.fixture
@@ -48,14 +51,14 @@ def test_without_ray_the_extra_is_named(collection, tmp_path, monkeypatch):
 
 def test_a_cluster_of_this_machine_gives_the_same_bytes(ray, collection, tmp_path, files_of, capfd):
     build(collection, tmp_path / "one", shard_bytes=20_000)
-    calls = []
+    calls, handler = [], signal.getsignal(signal.SIGTERM)
     build(
         collection, tmp_path / "ray", shard_bytes=20_000, ray="local", workers=2,
         progress=lambda *call: calls.append(call),
     )  # fmt: skip
     assert files_of(tmp_path / "one") == files_of(tmp_path / "ray")
     assert calls[-1][0] == calls[-1][1] == 14
-    assert not ray.is_initialized()
+    assert not ray.is_initialized() and signal.getsignal(signal.SIGTERM) is handler
     assert "ray" not in "".join(capfd.readouterr()).lower()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import mmap
 import multiprocessing
 import os
 import platform
@@ -370,8 +371,10 @@ class Faults(Made):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to")
 def test_workers_reuse_the_memory_of_crops():
-    plain, reused = ([int(b["position"][0]) for b in made(4, samples=Faults(), workers=w)] for w in (0, 1))
-    assert max(reused[1:]) < min(plain[1:]) / 10
+    """Not compared with this process: its allocator has learnt from all the tests before."""
+    pages = 20 * 8 * 96**3 * 2 // mmap.PAGESIZE
+    found = [int(batch["position"][0]) for batch in made(4, samples=Faults(), workers=1)]
+    assert max(found[1:]) < pages / 10
 
 
 class Stuck(Made):

@@ -327,11 +327,12 @@ def test_a_corrupt_sample_is_replaced_the_same_way_everywhere(folder, tmp_path, 
 
 def test_the_failure_budget_stops_the_run_with_one_line(folder, tmp_path):
     config = damaged(folder, tmp_path, {f"xray-{i:04d}" for i in range(18)})
+    before = set(torch.multiprocessing.active_children())
     for workers in (0, 1):
         with pytest.raises(ShardError, match=r"^source xray-2d: .*(failure_budget is 3|in a row)") as caught:
             run(dataclasses.replace(config, failure_budget=3, workers=workers))
         assert "\n" not in str(caught.value)
-        assert not torch.multiprocessing.active_children()
+        assert set(torch.multiprocessing.active_children()) <= before
 
 
 def test_a_missing_or_cut_shard_is_found_at_once(folder, tmp_path):
