@@ -63,8 +63,8 @@ def growth(work: Path, scale: str) -> dict[str, float]:
         stored.append(open_shards(ensured(folder)))
     times: list[list[float]] = [[], []]
     rng = np.random.default_rng(0)
-    for _ in range(20 if scale == "tiny" else 200):
-        for number, shards in enumerate(stored):
+    for turn in range(20 if scale == "tiny" else 200):
+        for number, shards in list(enumerate(stored))[:: 1 if turn % 2 else -1]:
             # The large volume is eight times the small one, and crops stay inside a copy: the same voxels.
             inside = rng.integers(0, (side - crop) // 32 + 1, 3) * 32
             origin = (inside + rng.integers(0, number + 1, 3) * side).tolist()
