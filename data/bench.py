@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from .bench_stages import Stages, endless, stages, turn
@@ -134,11 +134,10 @@ def bench(
         batches = {count: iter(opened) for count, opened in loaders.items()}
         for count in [*workers] * repeats:
             tell(f"{count} workers")
-            ahead = count * (config.prefetch + 1)
-            rates[count].append(turn(batches[count], seconds, warm=ahead))
+            rates[count].append(turn(batches[count], seconds, warm=count * (config.prefetch + 1)))
             for step in step_ms:
                 tell(f"{count} workers, step of {step:g} ms")
-                waits[count, step].append(_waited(batches[count], step, seconds, warm=ahead))
+                waits[count, step].append(_waited(batches[count], step, seconds))
     finally:
         for opened in loaders.values():
             opened.close()
@@ -168,18 +167,19 @@ def _rate(workers: int, rows: list[tuple[float, float]]) -> Rate:
     return Rate(workers, Spread.of([rate for rate, _ in rows]), Spread.of([1000 * cpu for _, cpu in rows]))
 
 
-def _waited(batches: Iterator[dict[str, Any]], step_ms: float, seconds: float, *, warm: int) -> float:
-    """Milliseconds that a step waits for its batch, mean over a turn that starts with empty queues."""
-    for _ in range(warm):
-        next(batches)
-    waited, steps, start = 0.0, 0, time.perf_counter()
-    while steps < 3 or time.perf_counter() - start < seconds:
+def _waited(batches: Iterator[dict[str, Any]], step_ms: float, seconds: float) -> float:
+    """Milliseconds that a step waits for its batch: mean over the second half of a turn.
+
+    In the first half the queues come to where this step keeps them, whatever they held before.
+    """
+    waits: list[float] = []
+    start = time.perf_counter()
+    while len(waits) < 6 or time.perf_counter() - start < seconds:
         before = time.perf_counter()
         next(batches)
-        waited += time.perf_counter() - before
-        steps += 1
+        waits.append(time.perf_counter() - before)
         time.sleep(step_ms / 1000)
-    return 1000 * waited / steps
+    return 1000 * fmean(waits[len(waits) // 2 :])
 
 
 def _cores() -> int:
