@@ -5,8 +5,8 @@
 
 Each build runs in a process of its own; CPU seconds are those of its whole tree, memory is the largest sum of
 the tree's resident sets, looked at 50 times a second (pages that workers share count more than once, so the
-truth is below). The bound is what `data/needs.py` promises for the units that may run side by side. Sizes are
-compared with the .nii.gz, .png and .jpg that the collection came as; DICOM and other files with what gzip
+truth is below). The bound is what `data/ingest/needs.py` promises for units that may run side by side. Sizes
+are compared with the .nii.gz, .png and .jpg that the collection came as; DICOM and other files with what gzip
 (level 6) and PNG make of their pixels. Wall times need an idle machine; the load before is printed.
 """
 
@@ -29,15 +29,15 @@ from typing import Any
 
 import numpy as np
 import psutil
-from medloom.data.build import SHARD_BYTES
 from medloom.data.collection import Collection, scan
 from medloom.data.config import find_config
-from medloom.data.headers import header_of
-from medloom.data.needs import WORKER_BYTES, need_of
-from medloom.data.phantoms import generate
+from medloom.data.ingest.build import SHARD_BYTES
+from medloom.data.ingest.headers import header_of
+from medloom.data.ingest.needs import WORKER_BYTES, need_of
+from medloom.data.ingest.units import measured, plan
+from medloom.data.phantoms.phantoms import generate
 from medloom.data.shards.codec import PROFILES
 from medloom.data.shards.reader import Shards
-from medloom.data.units import measured, plan
 from medloom.scripts.console import print_table, say, size
 
 from . import material
@@ -51,7 +51,7 @@ CROPS = 60
 CHILD = """
 import json, os, sys, time
 from pathlib import Path
-from medloom.data.build import build
+from medloom.data.ingest.build import build
 from medloom.data.collection import Collection
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def _copy() -> float:
 
 
 def _disk(folder: Path, megabytes: int) -> dict[str, float | None]:
-    from medloom.data.usage import disk_bytes, drop_cache
+    from medloom.data.loader.usage import disk_bytes, drop_cache
 
     path, size = folder / ".disk-speed", megabytes << 20
     block = np.random.default_rng(0).bytes(1 << 20)

@@ -126,7 +126,7 @@ def enlarged(small: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _ct(case: Case) -> Iterator[np.ndarray]:
     """Torsos in HU; the air outside the body is cut off at -1024, as scanners do."""
-    from medloom.data import phantom_torso
+    from medloom.data.phantoms import torso as phantom_torso
     from scipy.ndimage import gaussian_filter1d
 
     for number in range(case.count):
@@ -142,7 +142,7 @@ def _ct(case: Case) -> Iterator[np.ndarray]:
 
 def mr(case: Case) -> Iterator[np.ndarray]:
     """T1 heads of 12 bits with the noise of a magnitude image."""
-    from medloom.data import phantom_head
+    from medloom.data.phantoms import head as phantom_head
 
     for number in range(case.count):
         rng = np.random.default_rng([8, number])
@@ -156,7 +156,7 @@ def mr(case: Case) -> Iterator[np.ndarray]:
 
 def _pictures(case: Case) -> Iterator[np.ndarray]:
     """Crops of some larger tiles, turned and shifted, so that thousands cost seconds."""
-    from medloom.data import phantom_tissue
+    from medloom.data.phantoms import tissue as phantom_tissue
 
     rng = np.random.default_rng(9)
     side = case.shape[0]
@@ -183,9 +183,9 @@ def _real(folder: Path, case: Case, shards: Path) -> Iterator[np.ndarray]:
 def real_volumes(real: Path, shards: Path) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """All volumes of the real collection, [D, H, W] or [C, D, H, W], with their metadata."""
     from medloom.data import open_shards
-    from medloom.data.build import build
     from medloom.data.collection import Collection
     from medloom.data.config import find_config
+    from medloom.data.ingest.build import build
 
     collection = Collection.load(find_config("collections", "realdata"), root=real)
     build(collection, shards, workers=2)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from medloom.data.order import Order, SourceSize
 from medloom.data.shards.manifest import Manifest, ShardEntry, SourceEntry
-from medloom.data.steps import StepPlan
-from medloom.data.stream_config import StreamConfig
+from medloom.data.stream.config import StreamConfig
+from medloom.data.stream.order import Order, SourceSize
+from medloom.data.stream.steps import StepPlan
 
 MODES = {"steps, alpha 0.5": {"alpha": 0.5}, "cover, alpha 0.5": {"alpha": 0.5, "epoch": "cover"},
          "strict": {"alpha": 1.0, "epoch": "strict"}, "steps, window 8": {"window": 8}}  # fmt: skip

@@ -116,7 +116,7 @@ def deep(work: Path, scale: str) -> dict[str, float]:
 
 def _radiographs(work: Path, side: int, count: int) -> Material:
     """12-bit radiographs of phantoms, enlarged, with the noise of a detector."""
-    from medloom.data import phantom_torso
+    from medloom.data.phantoms import torso as phantom_torso
     from PIL import Image
 
     class Png(Material):
@@ -168,8 +168,8 @@ def _volume_bytes(shards: Path) -> int:
 
 def start_large(work: Path, pictures: Material, samples: int) -> dict[str, float]:
     """Seconds to the first batch of ten million samples: one shard of pictures under very many names."""
-    from medloom.data.build import build
-    from medloom.data.loader import loader
+    from medloom.data.ingest.build import build
+    from medloom.data.loader.loader import loader
     from medloom.data.shards.manifest import Manifest
 
     one, many = work / "one", work / "many"
@@ -198,7 +198,7 @@ def start_large(work: Path, pictures: Material, samples: int) -> dict[str, float
 
 
 def _batches(folder: Path, steps: range, *, rank: int = 0, world: int = 1, size: int = 48) -> list[Any]:
-    from medloom.data.loader import loader
+    from medloom.data.loader.loader import loader
 
     stream = stream_of(folder, "picture", Load((32, 32), size, workers=0))
     return list(loader(stream, rank=rank, world=world, start_step=steps.start, steps=steps.stop))

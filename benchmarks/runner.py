@@ -169,7 +169,7 @@ class _Held:
 
     def measure(self, seconds: float, least: int) -> dict[str, float]:
         """CPU ms a sample, samples a second, memory; at least `least` batches."""
-        from medloom.data.usage import cpu_seconds, resident_bytes
+        from medloom.data.loader.usage import cpu_seconds, resident_bytes
 
         assert self._batches is not None
         for _ in range(self.load.workers * (self.load.prefetch + 1)):
@@ -204,7 +204,7 @@ class _Held:
 
     def cold(self, count: int) -> dict[str, float | None]:
         """Bytes from the disk (mean: some peers read ahead) and ms (median) for a crop of uncached files."""
-        from medloom.data.usage import disk_bytes, drop_cache
+        from medloom.data.loader.usage import disk_bytes, drop_cache
 
         self.stop()
         load = replace(self.load, workers=0, batch=1, seed=self.load.seed + 1)

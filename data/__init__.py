@@ -20,7 +20,7 @@ def open_shards(path: str | Path) -> Shards:
     """Open a folder of shards for reading: `manifest`, `refs()`, `meta()`, `read()`, `read_mask()`.
 
     Args:
-        path: a path, or a URL (s3://, https://, ...; options: `medloom.data.remote_shards`).
+        path: a path, or a URL (s3://, https://, ...; options: `medloom.data.remote.shards`).
 
     Raises:
         ShardError: the folder has no manifest, or the manifest is of another format version.

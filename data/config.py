@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError, nearest
-from .remote import public
+from .remote.stores import public
 
 T = TypeVar("T")
 

@@ -18,11 +18,11 @@ import pytorch_lightning as pl
 import torch
 
 from .errors import ConfigError
-from .loader import Loader, loader
-from .quarantine import QUARANTINE
-from .steps import StepPlan
-from .stream import Stream
-from .stream_config import StreamConfig
+from .loader.loader import Loader, loader
+from .stream.config import StreamConfig
+from .stream.quarantine import QUARANTINE
+from .stream.steps import StepPlan
+from .stream.stream import Stream
 
 log = logging.getLogger(__name__)
 

@@ -166,6 +166,30 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """One thing that an annotator marked in an image: a box, a landmark, an outline.
+
+    `points` are in pixels of the file's own grid (before any change of orientation), (y, x) or (z, y, x); the
+    centre of the first pixel is at 0.5.
+    """
+
+    kind: str  # "box": two corners, low and high | "point": one | "polygon": three or more, closed
+    label: str
+    points: tuple[tuple[float, ...], ...]
+    annotator: str | None = None
+    group: int | None = None  # parts of one object share it; a hole follows its outline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one of several annotators said of an image."""
+
+    annotator: str  # the source's own word; leaves as a salted key
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    mask: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One image as it lies on disk, before it is read.
 
@@ -184,6 +208,8 @@ class Record:
     split: str | None = None  # "train" | "val" | "test" when the source declares one
     labels: Mapping[str, Any] = field(default_factory=dict)  # {"class": "benign"}, plain JSON values
     mask: Path | None = None  # integer label map on the image's grid
+    shapes: tuple[Shape, ...] = ()
+    readings: tuple[Reading, ...] = ()  # of several annotators; `labels` and `mask` are then their consensus
     given: Given | None = None
 
 

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from ..data.atomic import replacing, write_json, write_text
-from ..data.build import build
 from ..data.collection import Collection, scan
 from ..data.config import to_yaml
 from ..data.errors import CollectionError
+from ..data.ingest.build import build
 from ..data.privacy import salt_fingerprint, subject_key
 from ..data.shards.reader import SampleRef, Shards
 from .record import TaskRecord

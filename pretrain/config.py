@@ -14,7 +14,7 @@ from typing import Any
 
 from ..data.config import find_config, polymorphic, read_yaml, structured, to_dict
 from ..data.errors import ConfigError, nearest
-from ..data.stream_config import StreamConfig
+from ..data.stream.config import StreamConfig
 
 STEPS = 100_000  # of a run that says neither steps nor epochs
 WANDB_MODES = ("auto", "online", "offline", "disabled")

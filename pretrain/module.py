@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..data.draws import stream_key
 from ..data.errors import MedloomError
-from ..data.steps import StepPlan
+from ..data.stream.steps import StepPlan
 from .config import PretrainConfig
 from .encoders import Encoder
 from .objectives import Batch, Objective

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.batches import collate
-from ..data.crops import pad_to
+from ..data.loader.batches import collate
 from ..data.normalise import grey, intensity
 from ..data.sample import MODALITIES, Modality
-from ..data.stream_config import StreamConfig
+from ..data.stream.config import StreamConfig
+from ..data.stream.crops import pad_to
 from .config import ProbeConfig
 from .diagnostics import rankme
 from .encoders import Encoder
@@ -57,7 +57,7 @@ class KnnProbe:
         Raises:
             ShardError: no shards at `config.shards`.
         """
-        from ..data.remote_shards import open_shards
+        from ..data.remote.shards import open_shards
 
         self.config = config
         self.data = data

@@ -18,15 +18,15 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ..data.batches import collate
 from ..data.config import polymorphic, to_dict
 from ..data.datamodule import PretrainData
 from ..data.draws import stream_key
 from ..data.errors import ConfigError
+from ..data.loader.batches import collate
 from ..data.normalise import RULE
 from ..data.shards.manifest import Manifest
-from ..data.steps import StepPlan
-from ..data.stream import Stream
+from ..data.stream.steps import StepPlan
+from ..data.stream.stream import Stream
 from . import preempt
 from .checkpoint import Checkpointing, newest
 from .config import PretrainConfig, complete, per_rank_batch

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _phantoms(out: Path, seed: int, *, quick: bool) -> Path:
-    from ..data.phantoms import generate
+    from ..data.phantoms.phantoms import generate
     from .console import progress_bar
 
     folder = out / "phantoms"
@@ -76,9 +76,9 @@ def _phantoms(out: Path, seed: int, *, quick: bool) -> Path:
 
 
 def _shards(collection: Path, out: Path) -> Path:
-    from ..data.build import build
     from ..data.collection import Collection
-    from ..data.gallery import contact_sheet
+    from ..data.ingest.build import build
+    from ..data.inspect.gallery import contact_sheet
     from ..data.shards.reader import Shards
     from .console import progress_bar
 

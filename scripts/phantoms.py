@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate the phantoms and say what to do next."""
-    from ..data.phantoms import generate
+    from ..data.phantoms.phantoms import generate
     from .console import progress_bar, say
 
     with progress_bar() as progress:

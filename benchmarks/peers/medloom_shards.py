@@ -26,7 +26,7 @@ class Medloom(Peer):
     snap = 32
 
     def prepare(self, material: Material, folder: Path) -> None:
-        from medloom.data.build import build
+        from medloom.data.ingest.build import build
 
         more: dict[str, Any] = {}
         if "profile" in inspect.signature(build).parameters:
@@ -40,7 +40,7 @@ class Medloom(Peer):
         build(collection(material), folder, shard_bytes=shard, **more)
 
     def batches(self, material: Material, folder: Path, load: Load) -> Iterator[Batch]:
-        from medloom.data.loader import loader
+        from medloom.data.loader.loader import loader
 
         names = names_of(material)
         if not load.decode:
@@ -124,8 +124,8 @@ def names_of(material: Material) -> dict[str, str]:
 
 def stream_of(folder: Path, kind: str, load: Load, *, snap: int = 32) -> Any:
     """A stream of these shards: volumes in uniform crops, pictures whole."""
-    from medloom.data.stream import Stream
-    from medloom.data.stream_config import StreamConfig
+    from medloom.data.stream.config import StreamConfig
+    from medloom.data.stream.stream import Stream
 
     common: dict[str, Any] = {
         "shards": str(folder), "crop": list(load.crop), "batch_size": load.batch, "workers": load.workers,

@@ -13,12 +13,10 @@ decoding and deflating release the interpreter's lock.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
 import logging
-import os
 import shutil
 import threading
 from collections import deque
@@ -30,6 +28,7 @@ from typing import Any
 
 from ..atomic import sweep, write_bytes, write_json, write_text
 from ..errors import ShardError, nearest
+from ..locks import locked
 from ..shards.manifest import SourceEntry
 from ..shards.reader import SampleRef, Shards
 from ..shards.writer import explain_os_errors
@@ -236,14 +235,7 @@ def _claimed(out: Path, identity: dict[str, Any]) -> Iterator[None]:
     """Make `out` or check that it belongs to this export, lock it, and sweep what a killed one left."""
     with explain_os_errors(out, 0):
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ShardError(f"{out}: another export is working in this folder; wait for it") from error
-        except OSError:
-            log.debug("%s: this file system has no locks", out)
+    with locked(out, "another export is"):
         path = out / EXPORT
         if path.is_file():
             if json.loads(path.read_text(encoding="utf-8")) != identity:
@@ -257,5 +249,3 @@ def _claimed(out: Path, identity: dict[str, Any]) -> Iterator[None]:
             for folder in (out, *(entry for entry in out.iterdir() if entry.is_dir())):
                 sweep(folder)
         yield
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..atomic import TEMPORARY, replacing
 from ..errors import ShardError
-from ..remote import Remote, is_url, public
+from ..remote.stores import Remote, is_url, public
 from .index import file_sha256, rebuild
 from .manifest import MANIFEST, Manifest, ShardEntry, sealed
 from .writer import explain_os_errors

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShardError
-from ..remote import is_url
+from ..remote.stores import is_url
 from ..sample import Sample
 from .codec import single_threaded
 from .folder import LocalFolder, ShardFolder
@@ -40,7 +40,7 @@ class Shards:
     """A folder of shards, open for reading.
 
     Args:
-        root: path or URL; for a URL with options see `medloom.data.remote_shards.open_remote`.
+        root: path or URL; for a URL with options see `medloom.data.remote.shards.open_remote`.
         open_shards: shards held open at most; None: what suits the folder.
         folder: in place of `root`.
 
@@ -54,7 +54,7 @@ class Shards:
     ) -> None:
         single_threaded()
         if folder is None and is_url(root):
-            from ..remote_shards import open_remote
+            from ..remote.shards import open_remote
 
             folder = open_remote(str(root))
         self.folder = folder or LocalFolder(str(root).removeprefix("file://"), open_shards or OPEN_SHARDS)

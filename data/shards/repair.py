@@ -9,11 +9,8 @@ killed and run again.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -21,8 +18,10 @@ from pathlib import Path
 
 from ..atomic import TEMPORARY
 from ..errors import MedloomError, ShardError
-from ..recover import measure, recover, source_entry
-from ..units import UNITS, Receipt
+from ..ingest.recover import measure, recover
+from ..ingest.summary import source_entry
+from ..ingest.units import UNITS, Receipt
+from ..locks import locked
 from . import index as indexing
 from .check import INDEX, RECORD, STRAY, Fault, Findings, Progress, examine
 from .copies import MARK, Source, fetch, partial_of, settle, take, write
@@ -236,7 +235,7 @@ def apply(made: Plan, progress: Progress | None = None) -> list[tuple[Step, str]
         if progress is not None:
             progress(min(done, total), total, "copy | ")
 
-    with _locked(folder):
+    with locked(folder, "a build or a repair is"):
         if made.of("manifest"):
             if (folder / MANIFEST).is_file():
                 (folder / ASIDE).mkdir(exist_ok=True)
@@ -319,21 +318,3 @@ def _without(
     entries = [e for old in source.shards if (e := changed.get(old.file, old)) is not None]
     parts = [known.get(e.sha256) or measure(folder / e.file, e.sha256) for e in entries]
     return source_entry(source.id, parts, source.licence) if parts else None
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The lock that a build holds."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ShardError(
-                f"{folder}: a build or a repair is working in this folder; wait for it"
-            ) from error
-        except OSError:
-            log.debug("%s: this file system has no locks", folder)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,14 +1,13 @@
 """`medloom shards ...`: from a collection to shards, and all that is done with shards.
 
-A table of sub-commands, each one short module with `add_arguments(parser)` and `run(arguments) -> status`;
-what is heavy is imported inside `run`.
+A table of sub-commands, each one short module; see groups.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-from keyword import iskeyword
+
+from ..groups import add_commands
 
 # name -> one line of help; the module has the name of the sub-command (import_ for import). In order of work.
 COMMANDS: dict[str, str] = {
@@ -31,12 +30,4 @@ EXAMPLE = """example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-commands."""
     parser.epilog = EXAMPLE
-    commands = parser.add_subparsers(dest="action", metavar="|".join(COMMANDS), required=True)
-    for name, line in COMMANDS.items():
-        child = commands.add_parser(
-            name, help=line, description=line[0].upper() + line[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        module = importlib.import_module(f".{name}{'_' * iskeyword(name)}", __package__)
-        module.add_arguments(child)
-        child.set_defaults(run=module.run)
+    add_commands(parser, COMMANDS, __name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from ...data.bench import BenchResult, Spread
+    from ...data.loader.bench import BenchResult, Spread
 
 T = TypeVar("T", int, float)
 
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from ...data.atomic import write_json
-    from ...data.bench import bench
+    from ...data.loader.bench import bench
     from ..console import progress_bar
 
     config = _config(arguments)
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _config(arguments: argparse.Namespace) -> Any:
     from ...data import open_shards
     from ...data.errors import ConfigError
-    from ...data.stream_config import StreamConfig
+    from ...data.stream.config import StreamConfig
 
     if min([1, arguments.repeats, *(arguments.workers or [1])]) < 1 or arguments.seconds <= 0:
         raise ConfigError("--workers and --repeats are at least 1, --seconds is above 0")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ...data.dry_run import DryRun
+    from ...data.ingest.dry_run import DryRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build, then say what was written, refused and held out."""
-    from ...data.build import build
+    from ...data.ingest.build import build
     from ...data.collection import Collection
     from ...data.config import find_config
     from ...data.errors import ConfigError
-    from ...data.needs import SHARE, free_memory
+    from ...data.ingest.needs import SHARE, free_memory
     from ..console import progress_bar, say, size
 
     if arguments.json and not arguments.dry_run:
@@ -80,7 +80,7 @@ def _dry_run(collection: Any, arguments: argparse.Namespace, how: dict[str, Any]
     """Print the plan; returns 1 when a source cannot be used."""
     import json
 
-    from ...data.dry_run import dry_run
+    from ...data.ingest.dry_run import dry_run
     from ..console import progress_bar
 
     with progress_bar() as progress:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Import, then say what was written and refused."""
-    from ...data.build import build
+    from ...data.ingest.build import build
     from ...data.interop.imports import collection_of
     from ..console import progress_bar, say, size
 

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the table of sources and write the contact sheet."""
     from ...data import open_shards
-    from ...data.gallery import contact_sheet, table
+    from ...data.inspect.gallery import contact_sheet, table
     from ..console import print_table, say
 
     shards = open_shards(arguments.folder)

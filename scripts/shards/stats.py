@@ -21,9 +21,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the tables, write stats.json and the pictures."""
     from ...data.atomic import write_json
     from ...data.errors import ConfigError
-    from ...data.remote import is_url
-    from ...data.statistics import statistics
-    from ...data.statistics_pictures import draw
+    from ...data.remote.stores import is_url
+    from ...data.inspect.statistics import statistics
+    from ...data.inspect.statistics_pictures import draw
     from ..console import print_table, progress_bar, say
 
     if arguments.out is None and is_url(arguments.folder):
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def tables(report: dict[str, Any]) -> list[tuple[str, list[dict[str, object]]]]:
     """(title, rows): sources, then samples by modality, organ, licence and split, then labels."""
-    from ...data.statistics import by
+    from ...data.inspect.statistics import by
     from ..console import size
 
     rows: list[dict[str, object]] = []

@@ -12,7 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from medloom.data.preprocess import describe
+from medloom.data.ingest.preprocess import describe
 from medloom.data.sample import Sample
 from medloom.data.shards.format import FORMAT_VERSION, META_KEYS
 from medloom.data.shards.manifest import Manifest, SourceEntry

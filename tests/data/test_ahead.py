@@ -9,15 +9,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from medloom.data import ahead as fetching
-from medloom.data.ahead import choose_window
 from medloom.data.errors import ConfigError
-from medloom.data.loader import loader
-from medloom.data.preprocess import describe
+from medloom.data.ingest.preprocess import describe
+from medloom.data.loader.loader import loader
+from medloom.data.remote import ahead as fetching
+from medloom.data.remote.ahead import choose_window
 from medloom.data.shards.manifest import Manifest, ShardEntry, SourceEntry
 from medloom.data.shards.writer import ShardWriter
-from medloom.data.stream import Stream
-from medloom.data.stream_config import StreamConfig
+from medloom.data.stream.config import StreamConfig
+from medloom.data.stream.stream import Stream
 
 from .conftest import make_sample
 from .loopback import serve

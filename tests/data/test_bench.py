@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from medloom.data import bench_stages
-from medloom.data.bench import BenchResult, Rate, Spread, Wait, bench
-from medloom.data.bench_stages import Stages, local_files, stages
-from medloom.data.build import build
 from medloom.data.collection import Collection
-from medloom.data.phantoms import generate
-from medloom.data.stream import Stream
-from medloom.data.stream_config import StreamConfig
-from medloom.data.usage import Load, cpu_seconds, disk_bytes, drop_cache, resident_bytes
+from medloom.data.ingest.build import build
+from medloom.data.loader import bench_stages
+from medloom.data.loader.bench import BenchResult, Rate, Spread, Wait, bench
+from medloom.data.loader.bench_stages import Stages, local_files, stages
+from medloom.data.loader.usage import Load, cpu_seconds, disk_bytes, drop_cache, resident_bytes
+from medloom.data.phantoms.phantoms import generate
+from medloom.data.stream.config import StreamConfig
+from medloom.data.stream.stream import Stream
 
 
 @pytest.fixture(scope="module")

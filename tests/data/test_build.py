@@ -9,13 +9,13 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
-from medloom.data.build import build
 from medloom.data.collection import Collection
 from medloom.data.errors import ShardError
+from medloom.data.ingest.build import build
+from medloom.data.ingest.units import plan
 from medloom.data.shards.check import check
 from medloom.data.shards.manifest import Manifest
 from medloom.data.shards.reader import Shards
-from medloom.data.units import plan
 from PIL import Image as Pillow
 
 CANARY = "Mustermann"  # stands in file names and subject ids of the collection; must never reach the shards
@@ -112,7 +112,7 @@ def test_bad_files_are_listed_with_reasons_and_end_nothing(collection, tmp_path,
 
 
 def test_an_unexpected_fault_of_a_decoder_is_listed_too(collection, tmp_path, monkeypatch):
-    import medloom.data.ingest as ingest
+    from medloom.data.ingest import ingest
 
     real, calls = ingest.read, []
 
@@ -224,7 +224,7 @@ def test_two_builds_in_one_folder_are_refused(collection, tmp_path):
 
 
 def test_a_source_disk_that_goes_away_stops_the_build(collection, tmp_path, monkeypatch, files_of):
-    import medloom.data.ingest as ingest
+    from medloom.data.ingest import ingest
 
     out, real = tmp_path / "out", ingest.read
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from medloom.data.build import build
 from medloom.data.collection import Collection
-from medloom.data.phantoms import generate
+from medloom.data.ingest.build import build
+from medloom.data.phantoms.phantoms import generate
 from medloom.data.shards.check import check
 from medloom.data.shards.reader import Shards
 

@@ -11,18 +11,18 @@ import os
 from pathlib import Path
 
 import pytest
-from medloom.data import ingest, work
-from medloom.data.build import build
 from medloom.data.collection import Collection
-from medloom.data.crashes import UNEXPLAINED, Crash, isolate
 from medloom.data.errors import ReadError, ShardError
+from medloom.data.ingest import ingest, work
+from medloom.data.ingest.build import build
+from medloom.data.ingest.crashes import UNEXPLAINED, Crash, isolate
+from medloom.data.ingest.units import Receipt, Unit
 from medloom.data.shards.check import check
-from medloom.data.units import Receipt, Unit
 
 # At the file POISON names, or AFTER reads later (heap corruption is found out late), ends the process by HOW.
 PATCH = """
 import os
-from medloom.data import ingest, work
+from medloom.data.ingest import ingest, work
 
 real, left = ingest.read, None
 

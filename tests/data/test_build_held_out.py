@@ -8,10 +8,10 @@ import shutil
 import nibabel
 import numpy as np
 import pytest
-from medloom.data.build import BY_RULE, build
 from medloom.data.collection import Collection
+from medloom.data.ingest.build import BY_RULE, build
+from medloom.data.ingest.work import CONTENT_HELD_OUT, SUBJECT_HELD_OUT
 from medloom.data.shards.reader import Shards
-from medloom.data.work import CONTENT_HELD_OUT, SUBJECT_HELD_OUT
 
 NAME = "Mustermann"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from medloom.data.build import build
 from medloom.data.collection import Collection
+from medloom.data.ingest.build import build
 from medloom.data.shards.check import check
 
 KILLS = int(os.environ.get("MEDLOOM_KILLS", "3"))
@@ -27,7 +27,7 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from medloom.data import atomic
-from medloom.data.build import build
+from medloom.data.ingest.build import build
 from medloom.data.collection import Collection
 from medloom.data.shards.writer import ShardWriter
 
@@ -89,7 +89,7 @@ def test_killed_before_the_manifest_the_folder_is_not_readable(yaml, tmp_path, f
 PARALLEL = """
 import sys
 from pathlib import Path
-from medloom.data.build import build
+from medloom.data.ingest.build import build
 from medloom.data.collection import Collection
 
 if __name__ == "__main__":

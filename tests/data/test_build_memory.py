@@ -9,13 +9,13 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from medloom.data.build import build
 from medloom.data.collection import Collection
-from medloom.data.headers import Header, header_of
-from medloom.data.needs import FACTOR, UNKNOWN, WORKER_BYTES, free_memory, need_of
-from medloom.data.pool import Job, Pool
+from medloom.data.ingest.build import build
+from medloom.data.ingest.headers import Header, header_of
+from medloom.data.ingest.needs import FACTOR, UNKNOWN, WORKER_BYTES, free_memory, need_of
+from medloom.data.ingest.pool import Job, Pool
+from medloom.data.ingest.units import HeldOutSets, Unit
 from medloom.data.sample import Record
-from medloom.data.units import HeldOutSets, Unit
 from PIL import Image as Pillow
 
 GB = 1 << 30

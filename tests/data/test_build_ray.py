@@ -11,9 +11,9 @@ import signal
 import sys
 
 import pytest
-from medloom.data.build import build
 from medloom.data.collection import Collection
 from medloom.data.errors import ConfigError, ShardError
+from medloom.data.ingest.build import build
 from medloom.data.shards.check import check
 
 
@@ -93,7 +93,7 @@ def test_an_image_that_crashes_ray_workers_is_found(ray, collection, tmp_path, m
     (tmp_path / "patch").mkdir()
     (tmp_path / "patch" / "sitecustomize.py").write_text(
         "import os, signal\n"
-        "from medloom.data import ingest\n"
+        "from medloom.data.ingest import ingest\n"
         "real = ingest.read\n"
         "def read(paths, **options):\n"
         "    if os.path.basename(paths[0]) == 'Mustermann-3.png':\n"

@@ -13,10 +13,10 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from medloom.data import cache as caching
-from medloom.data.cache import ShardCache, default_folder
 from medloom.data.errors import StoreError
-from medloom.data.remote import Patience, Remote
+from medloom.data.remote import cache as caching
+from medloom.data.remote.cache import ShardCache, default_folder
+from medloom.data.remote.stores import Patience, Remote
 from medloom.data.shards.index import file_sha256
 from medloom.data.shards.manifest import ShardEntry
 
@@ -101,7 +101,7 @@ def _open_one(cache, entry, remote):
 
 
 def test_a_killed_download_goes_on_where_it_ended(files, server, remote, tmp_path, monkeypatch):
-    monkeypatch.setattr("medloom.data.remote.PIECE", 50_000)
+    monkeypatch.setattr("medloom.data.remote.stores.PIECE", 50_000)
     server.pause = 0.05
     cache, entry = ShardCache(tmp_path / "c"), files[1][0]
     worker = multiprocessing.get_context("fork").Process(target=_open_one, args=(cache, entry, remote))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from medloom.data.config import structured, to_dict
 from medloom.data.errors import CheckpointError, ConfigError
-from medloom.data.loader import loader
+from medloom.data.loader.loader import loader
 from medloom.data.shards.reader import Shards
-from medloom.data.steps import StepPlan
-from medloom.data.stream import Stream
-from medloom.data.stream_config import ShapeClass, StreamConfig
+from medloom.data.stream.config import ShapeClass, StreamConfig
+from medloom.data.stream.steps import StepPlan
+from medloom.data.stream.stream import Stream
 
 
 @pytest.fixture(scope="module")

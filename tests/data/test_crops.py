@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medloom.data.crops import channel_choice, pad_to, picture_box, volume_box
 from medloom.data.draws import uniform
+from medloom.data.stream.crops import channel_choice, pad_to, picture_box, volume_box
 
 UNIT = st.floats(0, 1, exclude_max=True)
 AREA, ASPECT = (0.4, 1.0), (0.75, 4 / 3)

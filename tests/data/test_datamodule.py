@@ -6,12 +6,12 @@ import pytorch_lightning as pl
 import torch
 from medloom.data.datamodule import PretrainData
 from medloom.data.errors import CheckpointError, ConfigError
-from medloom.data.preprocess import describe
+from medloom.data.ingest.preprocess import describe
 from medloom.data.sample import Sample
 from medloom.data.shards.format import FORMAT_VERSION, META_KEYS
 from medloom.data.shards.manifest import Manifest, SourceEntry
 from medloom.data.shards.writer import ShardWriter
-from medloom.data.stream_config import StreamConfig
+from medloom.data.stream.config import StreamConfig
 
 
 @pytest.fixture(scope="module")

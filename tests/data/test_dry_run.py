@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from medloom.data import ingest, work
-from medloom.data.build import build
 from medloom.data.collection import Collection
-from medloom.data.dry_run import dry_run
 from medloom.data.errors import ShardError
-from medloom.data.headers import header_of
+from medloom.data.ingest import ingest, work
+from medloom.data.ingest.build import build
+from medloom.data.ingest.dry_run import dry_run
+from medloom.data.ingest.headers import header_of
 from medloom.data.readers import read
 from PIL import Image as Pillow
 

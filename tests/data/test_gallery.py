@@ -1,4 +1,4 @@
-"""data/gallery.py and data/thumbnails.py: what is shown is what is stored, the right way up."""
+"""data/inspect/gallery.py, thumbnails.py: what is shown is what is stored, the right way up."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
-from medloom.data import gallery, open_shards
-from medloom.data.build import build
+from medloom.data import open_shards
 from medloom.data.collection import Collection
 from medloom.data.errors import ConfigError, ShardError
-from medloom.data.gallery import contact_sheet, table
+from medloom.data.ingest.build import build
+from medloom.data.inspect import gallery
+from medloom.data.inspect.gallery import contact_sheet, table
+from medloom.data.inspect.thumbnails import OUTLINES, draw_outlines, thumbnail, window_of
 from medloom.data.sample import Modality
 from medloom.data.shards.index import index_path
 from medloom.data.shards.reader import Shards
-from medloom.data.thumbnails import OUTLINES, draw_outlines, thumbnail, window_of
 from PIL import Image, ImageDraw
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)

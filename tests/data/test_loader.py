@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medloom.data import loader as loader_module
 from medloom.data.errors import LoaderError, ShardError
-from medloom.data.loader import Loader
-from medloom.data.parcels import BatchReader
+from medloom.data.loader import loader as loader_module
+from medloom.data.loader.loader import Loader
+from medloom.data.loader.parcels import BatchReader
 
 # Workers that are not forked import torch anew, for seconds each: one test does all that they can do alone.
 CONTEXTS = pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from medloom.data.errors import ShardError
 from medloom.data.shards.manifest import Manifest, ShardEntry, SourceEntry, sealed
 from medloom.data.shards.reader import SampleRef, Shards
-from medloom.data.stream import Stream
-from medloom.data.stream_config import StreamConfig
+from medloom.data.stream.config import StreamConfig
+from medloom.data.stream.stream import Stream
 
 SOURCES, SHARDS, SAMPLES = 40, 500, 500  # shards a source, samples a shard: 10 million samples
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medloom.data.mixing import Parts, Turns, deal
+from medloom.data.stream.mixing import Parts, Turns, deal
 
 COUNTS = st.lists(st.integers(1, 80), min_size=1, max_size=30)
 WANTED = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from medloom.data.ingest.preprocess import describe
 from medloom.data.normalise import IMAGENET_MEAN, IMAGENET_STD, intensity, kind
-from medloom.data.preprocess import describe
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 4000, (1, 64, 64)).astype(np.uint16)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medloom.data.errors import ConfigError
-from medloom.data.order import Order, SourceSize, permute
-from medloom.data.steps import StepPlan, rank_share
+from medloom.data.stream.order import Order, SourceSize, permute
+from medloom.data.stream.steps import StepPlan, rank_share
 
 SHARDS = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda counts: sum(counts) > 0)
 SOURCES = st.lists(SHARDS, min_size=1, max_size=6).map(

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from medloom.data.datamodule import PretrainData
-from medloom.data.loader import loader
-from medloom.data.stream import Stream
-from medloom.data.stream_config import ShapeClass, StreamConfig
+from medloom.data.loader.loader import loader
+from medloom.data.stream.config import ShapeClass, StreamConfig
+from medloom.data.stream.stream import Stream
 
 SHARDS = st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(lambda counts: sum(counts) > 0)
 LAYOUTS = st.lists(SHARDS, min_size=1, max_size=3).map(

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medloom.data import phantom_head, phantom_pictures, phantom_tissue, phantom_torso, phantoms
 from medloom.data.collection import Collection, scan
 from medloom.data.errors import CollectionError, ConfigError
-from medloom.data.phantom_fields import Space, smooth
+from medloom.data.phantoms import head as phantom_head
+from medloom.data.phantoms import phantoms
+from medloom.data.phantoms import pictures as phantom_pictures
+from medloom.data.phantoms import tissue as phantom_tissue
+from medloom.data.phantoms import torso as phantom_torso
+from medloom.data.phantoms.fields import Space, smooth
 from medloom.data.readers import dicom, read, read_label_map
 from medloom.data.sample import Modality
 

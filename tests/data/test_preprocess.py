@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from medloom.data.errors import ReadError
-from medloom.data.preprocess import describe, unpack_bricks
+from medloom.data.ingest.preprocess import describe, unpack_bricks
 
 
 def test_percentiles_and_moments_are_exact_for_integers():

@@ -10,10 +10,10 @@ import pytest
 import torch
 from medloom.data.datamodule import PretrainData
 from medloom.data.errors import ShardError
-from medloom.data.quarantine import QUARANTINE, Quarantine
 from medloom.data.shards.reader import Shards
-from medloom.data.stream import Stream
-from medloom.data.stream_config import StreamConfig
+from medloom.data.stream.config import StreamConfig
+from medloom.data.stream.quarantine import QUARANTINE, Quarantine
+from medloom.data.stream.stream import Stream
 
 BAD = ("a-0003", "a-0009")
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from medloom.data import open_shards
 from medloom.data.errors import ConfigError, ShardError, StoreError
-from medloom.data.remote import Patience, Remote, is_url, public
-from medloom.data.remote_shards import remote_shards
+from medloom.data.remote.shards import remote_shards
+from medloom.data.remote.stores import Patience, Remote, is_url, public
 from medloom.data.shards import index as indexing
 from medloom.data.shards.reader import SampleRef, Shards
 

@@ -9,8 +9,8 @@ import fsspec.config
 import numpy as np
 import pytest
 from medloom.data.errors import StoreError
-from medloom.data.remote import Patience
-from medloom.data.remote_shards import remote_shards
+from medloom.data.remote.shards import remote_shards
+from medloom.data.remote.stores import Patience
 from medloom.data.shards.reader import SampleRef, Shards
 from moto.server import ThreadedMotoServer
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medloom.data.ring import Ring
+from medloom.data.loader.ring import Ring
 
 U8 = np.dtype(np.uint8)
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 from medloom.data.errors import ConfigError, ShardError, StoreError
-from medloom.data.loader import loader
-from medloom.data.preprocess import describe
-from medloom.data.remote import Patience
-from medloom.data.remote_shards import remote_shards
-from medloom.data.sequential import SequentialSamples
+from medloom.data.ingest.preprocess import describe
+from medloom.data.loader.loader import loader
+from medloom.data.loader.sequential import SequentialSamples
+from medloom.data.remote.shards import remote_shards
+from medloom.data.remote.stores import Patience
 from medloom.data.shards.manifest import Manifest, SourceEntry
 from medloom.data.shards.reader import Shards
 from medloom.data.shards.writer import ShardWriter
-from medloom.data.stream import Stream
-from medloom.data.stream_config import ShapeClass, StreamConfig
+from medloom.data.stream.config import ShapeClass, StreamConfig
+from medloom.data.stream.stream import Stream
 
 from .conftest import make_sample
 from .loopback import serve
@@ -91,8 +91,8 @@ def test_samples_are_those_of_the_random_mode(folder, ndim):
     settings = config(folder, ndim=ndim, crop=crop, workers=2)
     stream = Stream(settings)
     shards = {stream.shards.meta(ref)["key"]: ref for ref in stream.shards.refs()}
-    from medloom.data.crop_reader import CROP_DRAWS
     from medloom.data.draws import uniform
+    from medloom.data.stream.crop_reader import CROP_DRAWS
 
     for batch in batches(settings):
         assert batch["image"].shape[0] == 8

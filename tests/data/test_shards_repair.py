@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medloom.data.build import build
 from medloom.data.collection import Collection
 from medloom.data.errors import ShardError
+from medloom.data.ingest.build import build
+from medloom.data.locks import locked
 from medloom.data.shards import copies, repair
 from medloom.data.shards import index as indexing
 from medloom.data.shards.check import check
@@ -240,7 +241,7 @@ def test_repair_killed_at_any_step_is_finished_by_the_next(folder, copy, monkeyp
 def test_one_repair_at_a_time(folder):
     ruin(folder / "vol-3d-00000.idx")
     made = plan(folder)
-    with repair._locked(folder), pytest.raises(ShardError, match="working in this folder"):
+    with locked(folder, "a build is"), pytest.raises(ShardError, match="working in this folder"):
         apply(made)
 
 

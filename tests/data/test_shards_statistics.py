@@ -7,12 +7,12 @@ import os
 
 import numpy as np
 import pytest
-from medloom.data import statistics_pictures
-from medloom.data.build import build
 from medloom.data.collection import Collection
 from medloom.data.errors import ShardError
+from medloom.data.ingest.build import build
+from medloom.data.inspect import statistics_pictures
+from medloom.data.inspect.statistics import QUANTITIES, by, statistics
 from medloom.data.shards.reader import Shards
-from medloom.data.statistics import QUANTITIES, by, statistics
 from PIL import Image as Pillow
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from medloom.data.errors import ConfigError
-from medloom.data.steps import PositionBatches, StepPlan, rank_share
+from medloom.data.stream.steps import PositionBatches, StepPlan, rank_share
 
 
 @given(step=st.integers(0, 10**9), global_batch=st.integers(1, 4096), world=st.integers(1, 300))

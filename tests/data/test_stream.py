@@ -9,17 +9,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from medloom.data.batches import collate, smallest_dtype
 from medloom.data.errors import ConfigError, ShardError
-from medloom.data.loader import loader
-from medloom.data.preprocess import describe
+from medloom.data.ingest.preprocess import describe
+from medloom.data.loader.batches import collate, smallest_dtype
+from medloom.data.loader.loader import loader
 from medloom.data.sample import MODALITIES, Modality, Sample
 from medloom.data.shards.format import FORMAT_VERSION, META_KEYS
 from medloom.data.shards.manifest import Manifest, SourceEntry
 from medloom.data.shards.reader import Shards
 from medloom.data.shards.writer import ShardWriter
-from medloom.data.stream import Stream
-from medloom.data.stream_config import StreamConfig
+from medloom.data.stream.config import StreamConfig
+from medloom.data.stream.stream import Stream
 from medloom.pretrain.views import to_float
 from PIL import Image as Pillow
 
@@ -146,9 +146,9 @@ def test_python_exits_while_a_traceback_holds_the_workers(folder):
     """Workers that ignored the SIGTERM of their parent would be waited for without a limit."""
     code = (
         "import sys\n"
-        "from medloom.data.loader import loader\n"
-        "from medloom.data.stream import Stream\n"
-        "from medloom.data.stream_config import StreamConfig\n"
+        "from medloom.data.loader.loader import loader\n"
+        "from medloom.data.stream.stream import Stream\n"
+        "from medloom.data.stream.config import StreamConfig\n"
         f"config = StreamConfig(shards={str(folder)!r}, crop=[8, 8], batch_size=4, workers=1)\n"
         "kept = iter(loader(Stream(config), rank=0, world=1, start_step=0, steps=9))\n"
         "next(kept)\n"

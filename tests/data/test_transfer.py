@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from medloom.data import loader as loader_module
 from medloom.data.datamodule import PretrainData
-from medloom.data.loader import Loader
-from medloom.data.parcels import BatchReader
-from medloom.data.stream_config import StreamConfig
+from medloom.data.loader import loader as loader_module
+from medloom.data.loader.loader import Loader
+from medloom.data.loader.parcels import BatchReader
+from medloom.data.stream.config import StreamConfig
 
 COUNT, SHAPE = 60, (4, 1, 64, 64)
 

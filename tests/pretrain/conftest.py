@@ -55,8 +55,8 @@ def write_collection(root: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A built folder of shards: 24 grey pictures, 24 colour pictures, 16 MR volumes, two classes each."""
-    from medloom.data.build import build
     from medloom.data.collection import Collection
+    from medloom.data.ingest.build import build
 
     root = tmp_path_factory.mktemp("tiny")
     return build(Collection.load(write_collection(root)), root / "shards").manifest and root / "shards"

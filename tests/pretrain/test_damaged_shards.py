@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from medloom.data.errors import ShardError
-from medloom.data.quarantine import QUARANTINE
 from medloom.data.shards.reader import Shards
+from medloom.data.stream.quarantine import QUARANTINE
 from medloom.pretrain.run import pretrain
 
 Make = Callable[..., Any]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from medloom.data.shards.reader import Shards
-from medloom.data.stream_config import StreamConfig
+from medloom.data.stream.config import StreamConfig
 from medloom.pretrain.config import ProbeConfig
 from medloom.pretrain.encoders.base import Features
 from medloom.pretrain.probes import KnnProbe, _split, balanced_accuracy, knn_predict, load, probe_sets

@@ -324,7 +324,7 @@ def test_the_host_computes_drawn_samples_only():
 def test_training_draws_on_the_host():
     """The data module keeps the positions back; the batch of the objectives draws with them."""
     from medloom.data.datamodule import PretrainData
-    from medloom.data.stream_config import StreamConfig
+    from medloom.data.stream.config import StreamConfig
     from medloom.pretrain.objectives.base import Batch
 
     sent = {"position": torch.tensor([5, 8]), "replaced": [None, None]}

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from medloom.data.build import build
 from medloom.data.collection import Collection
-from medloom.data.phantoms import generate
+from medloom.data.ingest.build import build
+from medloom.data.phantoms.phantoms import generate
 from medloom.scripts import cli
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from medloom.data.build import BuildResult, build
+from medloom.data.ingest.build import BuildResult, build
 from medloom.data.interop.imports import collection_of
 from medloom.data.shards.reader import Shards
 from PIL import Image as Pillow

@@ -13,11 +13,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from medloom.data.build import build
 from medloom.data.collection import Collection
 from medloom.data.errors import ShardError
+from medloom.data.ingest.build import build
+from medloom.data.ingest.preprocess import describe
 from medloom.data.interop.export import export
-from medloom.data.preprocess import describe
 from medloom.data.sample import Sample
 from medloom.data.shards.format import FORMAT_VERSION, META_KEYS
 from medloom.data.shards.index import index_path, load

@@ -230,8 +230,8 @@ def test_our_own_shards_are_not_imported(tmp_path: Path) -> None:
 
 
 def test_a_table_may_address_members(tmp_path: Path) -> None:
-    from medloom.data.build import build
     from medloom.data.collection import Collection
+    from medloom.data.ingest.build import build
 
     write_tar(tmp_path / "s.tar", [("a.png", picture(0)), ("b.png", picture(1))])
     (tmp_path / "t.csv").write_text("name,label\na,x\nb,y\nc,z\n")

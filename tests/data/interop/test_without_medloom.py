@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from medloom.data.build import build
 from medloom.data.collection import Collection
+from medloom.data.ingest.build import build
 from medloom.data.interop.export import export
-from medloom.data.phantoms import generate
+from medloom.data.phantoms.phantoms import generate
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "interop.md"
 

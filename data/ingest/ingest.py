@@ -1,0 +1,116 @@
+"""One record -> the samples that go into a shard, and nothing that identifies a person with them.
+
+Names, subjects and studies leave here only as salted keys; reasons of failures are scrubbed of paths, names
+and DICOM identifiers, because `failures.jsonl` travels with the shards. The readable path goes to the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Any, cast
+
+import numpy as np
+
+from ..errors import MedloomError
+from ..layouts.base import Source, stem_of
+from ..privacy import key_of, subject_key
+from ..readers import read, read_label_map
+from ..sample import Image, Modality, Organ, Record, Sample
+from ..shards.format import FORMAT_VERSION
+from .preprocess import describe
+
+_IDENTIFIER = re.compile(r"\b\d+(?:\.\d+){4,}\b")  # DICOM UIDs
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.])(?:/|[A-Za-z]:\\)[^\s,;:()'\"]+")
+
+
+def samples_of(source: Source, record: Record, salt: bytes) -> list[Sample]:
+    """Read a record and its mask; one Sample an image (several for frames).
+
+    Raises:
+        ReadError: an image or the mask cannot be used; the record is refused as a whole.
+    """
+    images = read(record.paths, fourth_axis=source.fourth_axis, given=record.given)
+    return [
+        _sample(source, record, image, salt, frame if len(images) > 1 else None)
+        for frame, image in enumerate(images)
+    ]
+
+
+def content_hash(array: np.ndarray) -> str:
+    """BLAKE2b-128 of the decoded pixels with shape and dtype: equal images have equal hashes."""
+    digest = hashlib.blake2b(f"{array.dtype.name}{list(array.shape)}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def scrub(reason: str, secrets: Iterable[str]) -> str:
+    """Take the given words, absolute paths and DICOM UIDs out of a message that will be shared."""
+    for secret in sorted({s for s in secrets if len(s) > 1}, key=lambda s: (-len(s), s)):
+        reason = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "<file>", reason)
+    return _ABSOLUTE_PATH.sub("<path>", _IDENTIFIER.sub("<uid>", reason))
+
+
+def secrets_of(source: Source, record: Record) -> set[str]:
+    """The words of a record that may name a person: name, subject, study and all forms of its paths."""
+    secrets = {record.name, record.subject, record.study or "", str(source.root), stem_of(record.name)}
+    for path in (*record.paths, *([record.mask] if record.mask else [])):
+        secrets |= {str(path), source.relative(path), str(path.parent), path.name, stem_of(path.name)}
+    return secrets
+
+
+def reason_of(error: Exception) -> str:
+    """The message of an error that is meant for users; type and first line of any other."""
+    if isinstance(error, MedloomError):
+        return str(error)
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def _sample(source: Source, record: Record, image: Image, salt: bytes, frame: int | None) -> Sample:
+    part = "" if frame is None else f"frame-{frame}"
+    key = key_of(salt, record.dataset, record.name, part)
+    modality = record.modality or image.modality or Modality.OTHER
+    mask = None
+    if record.mask is not None:
+        mask = read_label_map(record.mask, image, cast(Any, source.mask_values), record.given)
+    study = None if record.study is None else subject_key(salt, record.dataset, f"study {record.study}")
+    meta: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "key": key,
+        "dataset": record.dataset,
+        "modality": str(modality),
+        "organ": str(record.organ or Organ.OTHER),
+        "licence": record.licence,
+        "ndim": image.ndim,
+        "shape": [int(n) for n in image.array.shape],
+        "dtype": image.array.dtype.name,
+        "spacing": None if image.spacing is None else [float(s) for s in image.spacing],
+        "affine": None if image.affine is None else np.asarray(image.affine, float).tolist(),
+        # d to superior, h to anterior, w to right; an array without geometry lies as it was stored
+        "orientation": "SAR" if image.ndim == 3 and image.affine is not None else None,
+        # z-scores of a CT are not in Hounsfield units
+        "stats": describe(image.array, None if image.facts.get("normalised") else modality),
+        "subject": subject_key(salt, record.dataset, record.subject),
+        "study": study,
+        "split": record.split,
+        "labels": dict(record.labels),
+        "mask": None if mask is None else _mask_meta(mask, source),
+        "frame": frame,
+        "facts": image.facts,
+        "content_hash": content_hash(image.array),
+    }
+    return Sample(key=key, image=image.array, mask=mask, jpeg=image.jpeg, meta=meta)
+
+
+def _mask_meta(mask: np.ndarray, source: Source) -> dict[str, Any]:
+    """Names of the classes: those that the collection declares, else the values that occur."""
+    present = [int(value) for value in np.unique(mask) if value]
+    names = source.mask_classes or {value: str(value) for value in present}
+    return {
+        "classes": {str(value): name for value, name in sorted(names.items())},
+        "present": present,
+        "shape": [int(n) for n in mask.shape],
+        "dtype": mask.dtype.name,
+    }

@@ -1,0 +1,1 @@
+"""What is in a folder of shards: pictures, counts and histograms."""

@@ -1,0 +1,1 @@
+"""Samples → batches: workers, shared-memory ring, transfer to the device, measurement."""

@@ -1,0 +1,1 @@
+"""Shards behind a URL: stores, verified shared cache, fetching ahead."""

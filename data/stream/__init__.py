@@ -1,0 +1,1 @@
+"""Position → sample: order, mixing, crops, quarantine. Pure functions of (seed, position)."""
