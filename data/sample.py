@@ -156,28 +156,31 @@ def parse_organ(text: str) -> Organ:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What a source says of an array file that the file itself does not (see readers/array.py)."""
+    """What a source says of a file that the file itself does not: of an array, of channels, of a video."""
 
     axes: str = ""  # letters of CDHW in stored order; empty: guessed from the shape
     spacing: tuple[float, ...] | None = None  # mm, (D, H, W) or (H, W)
     normalised: bool = False  # intensities are z-scores already, or the like
     properties: Path | None = None  # nnU-Net's .pkl of the case
     transpose: tuple[int, ...] = (0, 1, 2)  # nnU-Net's transpose_forward
+    channels: tuple[str, ...] = ()  # names: the record's paths are the channels of one image, a file each
+    every: float | None = None  # video: seconds from one frame that is kept to the next; None: every frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """One thing that an annotator marked in an image: a box, a landmark, an outline.
 
-    `points` are in pixels of the file's own grid (before any change of orientation), (y, x) or (z, y, x); the
-    centre of the first pixel is at 0.5.
+    In a Record, `points` are in pixels of the file's own grid (before any change of orientation; a picture as it
+    is displayed, with its EXIF turn), (y, x) or (z, y, x); in a shard, of the stored array. The centre of the
+    first pixel is at 0.5.
     """
 
     kind: str  # "box": two corners, low and high | "point": one | "polygon": three or more, closed
     label: str
     points: tuple[tuple[float, ...], ...]
     annotator: str | None = None
-    group: int | None = None  # parts of one object share it; a hole follows its outline
+    group: int | None = None  # parts of one object share it; a hole follows the outline that it lies in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +203,7 @@ class Record:
     dataset: str
     name: str
     subject: str
-    paths: tuple[Path, ...]  # one file or member of an archive, or the files of a DICOM series in slice order
+    paths: tuple[Path, ...]  # one file or member of an archive, a DICOM series in slice order, or channels
     modality: Modality | None = None  # None: take what the file says
     organ: Organ | None = None
     licence: str = "unknown"

@@ -167,8 +167,8 @@ def measured(source: Source, record: Record) -> tuple[int, str]:
 
 
 def _given(source: Source, given: Given) -> tuple[Any, ...]:
-    """What the source says of an array, and the state of the file that says it."""
-    said = (given.axes, given.spacing, given.normalised, given.transpose)
+    """What the source says of a file, and the state of the file that says it."""
+    said = (given.axes, given.spacing, given.normalised, given.transpose, given.channels, given.every)
     if given.properties is None:
         return said
     try:

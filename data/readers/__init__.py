@@ -13,7 +13,7 @@ from types import ModuleType
 
 from ..errors import ReadError
 from ..sample import Given, Image
-from . import array, dicom, nifti, raster
+from . import array, channels, dicom, nifti, raster
 from .labels import read_label_map
 from .source import head_of
 
@@ -47,12 +47,13 @@ def reader_of(path: Path) -> ModuleType:
 
 
 def read(paths: Sequence[Path], *, fourth_axis: str = "channels", given: Given | None = None) -> list[Image]:
-    """Read one image: one file, or the files of a DICOM series in any order.
+    """Read one image: one file, the files of a DICOM series in any order, or a file a channel.
 
     Args:
         paths: at least one.
         fourth_axis: what a fourth axis becomes: "channels" of one image, or "frames", one image each.
-        given: what the source says of an array file; other files speak for themselves.
+        given: what the source says of an array file (other files speak for themselves), and that the files
+            are channels.
 
     Returns:
         Images [C, D, H, W] or [C, H, W] in their native dtype; volumes in closest canonical orientation. More
@@ -64,6 +65,8 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels", given: Given |
     paths = [Path(path) for path in paths]
     if not paths:
         raise ReadError("no file given, expected at least one")
+    if given is not None and given.channels:
+        return channels.read(paths, given, fourth_axis=fourth_axis)
     reader = reader_of(paths[0])
     if reader is array:
         return array.read(paths, fourth_axis=fourth_axis, given=given)
