@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from .errors import CollectionError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np  # not at run time: the catalogue needs only the vocabularies, at once
 
 
 class Modality(StrEnum):
@@ -171,9 +172,9 @@ class Given:
 class Shape:
     """One thing that an annotator marked in an image: a box, a landmark, an outline.
 
-    In a Record, `points` are in pixels of the file's own grid (before any change of orientation; a picture as it
-    is displayed, with its EXIF turn), (y, x) or (z, y, x); in a shard, of the stored array. The centre of the
-    first pixel is at 0.5.
+    In a Record, `points` are in pixels of the file's own grid (before any change of orientation; a picture as
+    it is displayed, with its EXIF turn), (y, x) or (z, y, x); in a shard, of the stored array. The centre of
+    the first pixel is at 0.5.
     """
 
     kind: str  # "box": two corners, low and high | "point": one | "polygon": three or more, closed

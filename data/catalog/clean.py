@@ -1,0 +1,87 @@
+"""What may be pretrained on without touching a held-out task, and what the tables cannot tell.
+
+Excluded is every relative, certain or possible. A dataset without a recorded path to the task is `clean` as
+far as the tables go; of those, the ones with the task's own modality and organ are listed as `unknown`: the
+same hospital may have published the same patients twice without saying so, and only content can tell
+(`medloom data curate`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, nearest
+from .graph import Relative
+from .records import Dataset
+from .vocabulary import Companion
+
+if TYPE_CHECKING:
+    from .catalog import Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class CleanFor:
+    """The answer for one task."""
+
+    task: str
+    targets: tuple[str, ...]  # dataset ids that the task stands for; never to be pretrained on
+    clean: tuple[Dataset, ...]  # no recorded path to a target
+    excluded: tuple[Relative, ...]  # certain and possible relatives, surest first
+    unknown: tuple[Dataset, ...]  # of `clean`: the same modality and organ as a target, nothing recorded
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Ids that must not reach pretraining: targets and relatives."""
+        return frozenset(self.targets) | {relative.id for relative in self.excluded}
+
+
+def clean_for(catalog: Catalog, task: str) -> CleanFor:
+    """See `Catalog.clean_for`."""
+    targets = targets_of(catalog, task)
+    nearest_first: dict[str, Relative] = {}
+    for target in targets:
+        for relative in catalog.related(target):
+            known = nearest_first.get(relative.id)
+            if relative.id not in targets and (known is None or _rank(relative) < _rank(known)):
+                nearest_first[relative.id] = relative
+    touched = {*targets, *nearest_first}
+    clean = tuple(dataset for dataset in catalog if dataset.id not in touched)
+    subjects = [catalog[target] for target in targets]
+    unknown = tuple(dataset for dataset in clean if any(_alike(dataset, subject) for subject in subjects))
+    excluded = tuple(sorted(nearest_first.values(), key=_rank))
+    return CleanFor(task, targets, clean, excluded, unknown)
+
+
+def targets_of(catalog: Catalog, task: str) -> tuple[str, ...]:
+    """Dataset ids that a held-out task stands for.
+
+    Raises:
+        ConfigError: neither a dataset nor a task record, or a record that names no dataset of the catalogue.
+    """
+    if task in catalog:
+        return (task,)
+    from ..config import find_config, read_yaml
+
+    try:
+        record = read_yaml(find_config("tasks", task))
+    except ConfigError as error:
+        near = nearest(task, {dataset.id for dataset in catalog})
+        raise ConfigError(f"{task}: neither a dataset of the catalogue nor a task record{near}") from error
+    named = [str(record.get("source", {}).get("dataset")), *map(str, record.get("related") or [])]
+    targets = tuple(name for name in named if name in catalog)
+    if not targets:
+        raise ConfigError(
+            f"{task}: names no dataset of the catalogue; list the catalogue's ids in the record's `related`"
+        )
+    return targets
+
+
+def _rank(relative: Relative) -> tuple[str, int, str]:
+    return relative.level, len(relative.path), relative.id
+
+
+def _alike(one: Dataset, other: Dataset) -> bool:
+    """Whether two datasets have an imaging modality and an organ in common, as far as is known."""
+    images = {m for m in one.modalities if not isinstance(m, Companion)} & set(other.modalities)
+    return bool(images) and bool(set(one.organs) & set(other.organs))
