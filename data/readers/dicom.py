@@ -21,7 +21,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from ..errors import ReadError
 from ..sample import Image
 from . import dicom_fields as fields
-from . import geometry, values
+from . import geometry, messages, values
+from .dicom_facts import facts_of
 from .dicom_planes import planes_of
 from .dicom_series import Plane, plane_affine, scaled, stack, stack_by_number
 from .source import check_fourth_axis, content
@@ -100,7 +101,7 @@ def header(path: Path) -> Header:
         raise ReadError(f"{path.name}: no such file; check the path in the collection") from None
     except Exception as error:  # pydicom raises many kinds on damaged data
         raise ReadError(
-            f"{path.name}: DICOM header cannot be read ({fields.line(error)}); copy it again"
+            f"{path.name}: DICOM header cannot be read ({messages.line(error, content(path))}); copy it again"
         ) from error
 
 
@@ -129,7 +130,7 @@ def _read(paths: Sequence[Path], fourth_axis: str) -> list[Image]:
     datasets = _one_series([(path.name, _open(path)) for path in paths])
     name, first = datasets[0]
     planes = [plane for item_name, dataset in datasets for plane in planes_of(item_name, dataset)]
-    facts = {"format": "dicom", **fields.facts(first)}
+    facts = {"format": "dicom", **facts_of([dataset for _, dataset in datasets])}
     one_each = len(datasets) == len(planes)
     del datasets  # the files' bytes, before the planes are stacked
     if len(planes) > 1 and all(p.position is not None and p.orientation is not None for p in planes):
@@ -191,10 +192,12 @@ def _open(path: Path) -> Any:
     except (ReadError, MemoryError):
         raise
     except Exception as error:  # pydicom raises many kinds on damaged data
-        raise ReadError(f"{path.name}: DICOM cannot be read ({fields.line(error)}); copy it again") from error
+        line = messages.line(error, data)
+        raise ReadError(f"{path.name}: DICOM cannot be read ({line}); copy it again") from error
     modality = fields.text(dataset, "Modality").upper()
     if modality in _NOT_PICTURES or not fields.count(dataset, "Rows") * fields.count(dataset, "Columns"):
-        raise ReadError(f"{path.name}: a DICOM {modality or 'object'} without a picture, expected an image")
+        kind = modality if modality in _NOT_PICTURES else "object"  # any other word may be a person's
+        raise ReadError(f"{path.name}: a DICOM {kind} without a picture, expected an image")
     if "MOSAIC" in (fields.value(dataset, "ImageType") or []):
         raise ReadError(f"{path.name}: a Siemens mosaic of slices; convert it to NIfTI (dcm2niix) first")
     return dataset

@@ -1,15 +1,9 @@
-"""Fields of a DICOM dataset as plain, checked values: absent, empty and malformed all read as None.
-
-Also what may leave a file: the allow-list FACTS holds coded or numeric technical facts; free text
-(descriptions, protocol names) may name a person and stays.
-"""
+"""Fields of a DICOM dataset as plain, checked values: absent, empty and malformed all read as None."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,45 +14,27 @@ from pydicom.sequence import Sequence
 
 from ..errors import CollectionError
 from ..sample import Modality, parse_modality
-
-FACTS = (
-    "Manufacturer", "ManufacturerModelName", "BodyPartExamined", "SliceThickness", "SpacingBetweenSlices",
-    "KVP", "ConvolutionKernel", "MagneticFieldStrength", "RepetitionTime", "EchoTime", "InversionTime",
-    "FlipAngle", "ScanningSequence", "MRAcquisitionType", "ViewPosition", "ImageLaterality", "Laterality",
-    "BitsStored", "PhotometricInterpretation", "LossyImageCompression", "BurnedInAnnotation", "Units",
-)  # fmt: skip
+from . import messages
 
 _MODALITIES = {
     "IO": Modality.XRAY, "PX": Modality.XRAY, "RG": Modality.XRAY, "IVUS": Modality.ULTRASOUND,
     "IVOCT": Modality.OCT, "OPTENF": Modality.OCTA,
 }  # fmt: skip
 _TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
+_LONG = 4096  # bytes of a value that are searched for a message's words
 _CENTIMETRES = 3  # Physical Units of an ultrasound region, DICOM PS3.3 C.8.5.5
-
-
-_LOGGERS = ("pydicom", "openjpeg", "libjpeg", "pylibjpeg", "rle")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back pydicom's warnings and log: they quote field values and would carry names into ours.
-
-    Process-wide while it lasts; readers work in processes, not in threads.
-    """
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
+    """Hold back what decoders say (see messages.py), and let pydicom read malformed values as they are."""
     mode = settings.reading_validation_mode
     settings.reading_validation_mode = IGNORE
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with messages.quiet():
             yield
     finally:
         settings.reading_validation_mode = mode
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def value(dataset: Any, key: str) -> Any:
@@ -158,17 +134,12 @@ def modality(dataset: Any) -> Modality | None:
         return None
 
 
-def facts(dataset: Any) -> dict[str, Any]:
-    """Allow-listed technical facts as plain JSON values."""
-    found: dict[str, Any] = {}
-    for key in FACTS:
-        number = numbers(dataset, key, 1)
-        word = text(dataset, key)[:64]
-        if word:
-            found[key] = number[0] if number else word
-    return found
-
-
-def line(error: BaseException) -> str:
-    """A third-party error's message on one short line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+def line(error: BaseException, dataset: Any) -> str:
+    """A decoder's message on one short line, without the words that the object itself contains."""
+    parts = []
+    for holder in filter(None, (getattr(dataset, "file_meta", None), dataset)):
+        for tag in list(holder.keys()):
+            with contextlib.suppress(Exception):  # damaged values raise many kinds
+                found = holder.get_item(tag).value
+                parts.append(found[:_LONG] if isinstance(found, bytes) else str(found)[:_LONG].encode())
+    return messages.line(error, b"\0".join(parts))

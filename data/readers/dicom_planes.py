@@ -59,7 +59,8 @@ def _pixels(name: str, dataset: Any) -> np.ndarray:
     except (ReadError, MemoryError):
         raise
     except Exception as error:  # every decoder plug-in raises its own kinds
-        raise ReadError(f"{name}: pixels cannot be decoded ({fields.line(error)}); copy it again") from error
+        line = fields.line(error, dataset)
+        raise ReadError(f"{name}: pixels cannot be decoded ({line}); copy it again") from error
     frames, colours = fields.count(dataset, "NumberOfFrames") or 1, array.shape[-1]
     if photometric == "PALETTE COLOR" or fields.count(dataset, "SamplesPerPixel") > 1:
         array = np.moveaxis(array.reshape(frames, *array.shape[-3:]), -1, 1)

@@ -1,19 +1,22 @@
 """JPEG bytes without metadata, entropy-coded data untouched.
 
-EXIF, XMP, ICC, IPTC, comments, thumbnails and whatever follows the end marker may name a person, a place or
-a device. What the decoder needs stays: APP0 JFIF (without its thumbnail) and APP14 Adobe (colour transform).
+EXIF, XMP, ICC, IPTC, comments, thumbnails, reserved segments and whatever follows the end marker may name a
+person, a place or a device. What the decoder needs stays, and nothing else: tables, frame and scan headers,
+APP0 JFIF (without its thumbnail) and APP14 Adobe (colour transform).
 """
 
 from __future__ import annotations
 
 from ..errors import ReadError
 
-_SOS, _EOI, _COM = 0xDA, 0xD9, 0xFE
+_SOS, _EOI = 0xDA, 0xD9
+# SOF0..15 with DHT (C4) and DAC (CC) but not JPG (C8); SOS, DQT, DNL, DRI, DHP, EXP.
+_NEEDED = {*range(0xC0, 0xD0), *range(0xDA, 0xE0)} - {0xC8}
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 
 
 def strip(data: bytes, name: str) -> bytes:
-    """Return the JPEG `data` without APPn (but JFIF and Adobe) and COM segments and without a tail.
+    """Return the JPEG `data` without metadata: of its segments, those that decoding needs.
 
     The decoded pixels are identical. Source: ITU-T T.81, annex B.
 
@@ -56,7 +59,7 @@ def _segment(marker: int, body: bytes) -> bytes:
         body = body[:12] + b"\0\0"  # version, density; thumbnail of 0 x 0
     elif marker == 0xEE and body.startswith(b"Adobe"):
         body = body[:12]
-    elif 0xE0 <= marker <= 0xEF or marker == _COM:
+    elif marker not in _NEEDED:
         return b""
     return b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2, "big") + body
 

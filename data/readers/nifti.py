@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import ReadError
 from ..sample import Image
 from . import geometry, values
+from .messages import line, quiet
 from .source import check_fourth_axis, content, single
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -31,6 +32,7 @@ def matches(head: bytes) -> bool:
     return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
 
 
+@quiet()
 def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]:
     """Read one NIfTI file.
 
@@ -76,7 +78,8 @@ def _open(path: Path) -> tuple[Any, bytes | bytearray]:
         # Header and extensions alone: nibabel would hold a copy of the voxels.
         return kind.from_bytes(bytes(data[: max(_data_offset(data), 1024)])), data
     except Exception as error:  # nibabel raises many kinds on a damaged header; all mean the same to the user
-        raise ReadError(f"{path.name}: NIfTI header cannot be read ({_line(error)}); repair it") from error
+        why = line(error, data)
+        raise ReadError(f"{path.name}: NIfTI header cannot be read ({why}); repair it") from error
 
 
 def _gunzip(data: bytes) -> bytearray:
@@ -109,7 +112,8 @@ def _affine(nifti: Any, name: str) -> np.ndarray:
         affine = np.array(nifti.affine, np.float64)
         unit = nifti.header.get_xyzt_units()[0]
     except Exception as error:
-        raise ReadError(f"{name}: orientation cannot be read ({_line(error)}); repair the header") from error
+        why = line(error, nifti.header.binaryblock)
+        raise ReadError(f"{name}: orientation cannot be read ({why}); repair the header") from error
     geometry.check_affine(affine, name)
     affine[:3] *= _MILLIMETRES.get(unit, 1.0)
     return geometry.reverse_axes(affine)
@@ -123,7 +127,7 @@ def _values(nifti: Any, data: bytes | bytearray, name: str) -> np.ndarray:
     except (
         Exception
     ) as error:  # truncated .nii: OSError; absurd shapes: ValueError, MemoryError, OverflowError
-        raise ReadError(f"{name}: voxels cannot be read ({_line(error)}); copy it again") from error
+        raise ReadError(f"{name}: voxels cannot be read ({line(error, data)}); copy it again") from error
     if raw.dtype.names:
         raw = np.stack([raw[channel] for channel in raw.dtype.names[:3]], axis=-1)
         raw = raw.reshape(*raw.shape[:-1], *(1,) * max(0, 5 - raw.ndim), 3)
@@ -165,7 +169,3 @@ def _image(frame: np.ndarray, affine: np.ndarray, flat: bool, name: str) -> Imag
     return Image(
         array=array, spacing=spacing, affine=affine, facts={"format": "nifti", "orientation": codes, **facts}
     )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

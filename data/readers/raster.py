@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from PIL import ImageSequence, UnidentifiedImageError
 
 from ..errors import ReadError
 from ..sample import Image
-from . import jpeg, values
+from . import jpeg, messages, values
 from .source import check_fourth_axis, content, single
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pnm")
@@ -35,6 +34,7 @@ def matches(head: bytes) -> bool:
     ) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
+@messages.quiet()
 def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]:
     """Read one picture file; a file with several pages or frames gives one Image each.
 
@@ -48,22 +48,20 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]
     path = single(list(paths), "picture")
     data = content(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # metadata complaints and the softer pixel bound
-            images = [_image(array, facts, path.name) for array, facts in _pages(data)]
-            if data[:3] == b"\xff\xd8\xff" and len(images) == 1:
-                images[0].jpeg = _source_bytes(data, path.name)
+        images = [_image(array, facts, path.name) for array, facts in _pages(data)]
+        if data[:3] == b"\xff\xd8\xff" and len(images) == 1:
+            images[0].jpeg = _source_bytes(data, path.name)
     except ReadError:
         raise
     except Pillow.DecompressionBombError as error:
-        raise ReadError(f"{path.name}: {_line(error)}; cut it into tiles first") from error
+        raise ReadError(f"{path.name}: {_line(error, data)}; cut it into tiles first") from error
     except UnidentifiedImageError as error:
         raise ReadError(
             f"{path.name}: not a picture of a known kind, expected one of {SUFFIXES}; check it"
         ) from error
     except Exception as error:  # decoders raise many kinds on damaged data; all mean the same to the user
         raise ReadError(
-            f"{path.name}: truncated or corrupt ({_line(error)}); copy or download it again"
+            f"{path.name}: truncated or corrupt ({_line(error, data)}); copy or download it again"
         ) from error
     if not images:
         raise ReadError(f"{path.name}: no picture inside, expected at least one page; exclude it")
@@ -73,6 +71,7 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]
     return images
 
 
+@messages.quiet()
 def read_labels(path: Path) -> np.ndarray:
     """Read a label picture: stored integers [1 | 3, H, W]; of a palette the indices, not the colours.
 
@@ -86,7 +85,8 @@ def read_labels(path: Path) -> np.ndarray:
                 if picture.mode == "P":
                     return _turned(np.asarray(picture)[None], picture.getexif().get(_ORIENTATION, 1))
         except Exception as error:
-            raise ReadError(f"{path.name}: truncated or corrupt ({_line(error)}); copy it again") from error
+            why = _line(error, data)
+            raise ReadError(f"{path.name}: truncated or corrupt ({why}); copy it again") from error
     images = read([path])
     if len(images) != 1:
         raise ReadError(f"{path.name}: {len(images)} pages, expected one label map")
@@ -201,7 +201,7 @@ def _channels_first(array: np.ndarray) -> np.ndarray:
     return array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -1, 0))
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException, data: bytes) -> str:
     if isinstance(error, struct.error):
         return "a header field is cut short"
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return messages.line(error, data)
