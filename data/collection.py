@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .annotations.kinds import parse_kinds, tidy_labels
 from .config import structured
 from .errors import CollectionError, ConfigError, nearest
 from .layouts import LAYOUTS, Refusal, Source
@@ -53,6 +54,7 @@ class SourceConfig:
     mask_classes: dict[int, str] = field(default_factory=dict)  # names of mask values
     mask_values: Any = None  # null: as they are | nonzero | {value in the file: value in the shard}
     fourth_axis: str = "channels"  # what a 4D file's last axis is: channels | frames
+    label_kinds: dict[str, Any] = field(default_factory=dict)  # see data/annotations/kinds.py
     options: dict[str, Any] = field(default_factory=dict)  # of the layout
 
 
@@ -198,6 +200,7 @@ def source_of_config(config: SourceConfig, root: Path, where: str) -> Source:
         mask_classes=dict(config.mask_classes),
         mask_values=_mask_values(config.mask_values, f"{where}.mask_values"),
         fourth_axis=config.fourth_axis,
+        label_kinds=parse_kinds(config.label_kinds, f"{where}.label_kinds"),
         options=structured(layout.Options, config.options, where=f"{where}.options ({config.layout})"),
     )
     return layout.describe(source)
@@ -278,6 +281,11 @@ def _fault(record: Record, source: Source) -> str | None:
     label = record.labels.get("class")
     if label is not None and source.classes and label not in source.classes:
         return f"label {label!r} is not among the declared classes{nearest(str(label), source.classes)}"
+    try:
+        for labels in (record.labels, *(reading.labels for reading in record.readings)):
+            tidy_labels(labels, source.label_kinds)
+    except CollectionError as error:
+        return str(error)
     return None
 
 

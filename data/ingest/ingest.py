@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..annotations.readings import annotations_meta, annotators_of, mask_paths
 from ..errors import MedloomError
 from ..layouts.base import Source, stem_of
 from ..privacy import key_of, subject_key
@@ -53,9 +54,10 @@ def scrub(reason: str, secrets: Iterable[str]) -> str:
 
 
 def secrets_of(source: Source, record: Record) -> set[str]:
-    """The words of a record that may name a person: name, subject, study and all forms of its paths."""
+    """The words of a record that may name a person: name, subject, study, annotators, paths in all forms."""
     secrets = {record.name, record.subject, record.study or "", str(source.root), stem_of(record.name)}
-    for path in (*record.paths, *([record.mask] if record.mask else [])):
+    secrets.update(annotators_of(record))
+    for path in (*record.paths, *mask_paths(record)):
         secrets |= {str(path), source.relative(path), str(path.parent), path.name, stem_of(path.name)}
     return secrets
 
@@ -95,11 +97,11 @@ def _sample(source: Source, record: Record, image: Image, salt: bytes, frame: in
         "subject": subject_key(salt, record.dataset, record.subject),
         "study": study,
         "split": record.split,
-        "labels": dict(record.labels),
         "mask": None if mask is None else _mask_meta(mask, source),
         "frame": frame,
         "facts": image.facts,
         "content_hash": content_hash(image.array),
+        **annotations_meta(source, record, image, salt),
     }
     return Sample(key=key, image=image.array, mask=mask, jpeg=image.jpeg, meta=meta)
 

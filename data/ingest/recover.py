@@ -81,7 +81,8 @@ def _sources(parts: list[Part], order: list[str], known: Manifest | None) -> tup
     rank = {source: number for number, source in enumerate(order)}
     names = sorted(groups, key=lambda name: (rank.get(name, len(rank)), name))
     licences = {source.id: source.licence for source in known.sources} if known else {}
-    return tuple(source_entry(name, groups[name], licences.get(name, "")) for name in names)
+    kinds = {source.id: source.label_kinds for source in known.sources} if known else {}
+    return tuple(source_entry(n, groups[n], licences.get(n, ""), kinds.get(n)) for n in names)
 
 
 def _assembled(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+from ..annotations.kinds import LabelKind
 from ..shards.manifest import ShardEntry, SourceEntry
 
 LISTED_VALUES = 100  # labels with more distinct values are counted, not listed
@@ -15,7 +17,8 @@ Part = tuple[ShardEntry, dict[str, Any]]  # a shard and the counts of its sample
 class Summary:
     """Counts of one shard's samples, for the manifest."""
 
-    def __init__(self) -> None:
+    def __init__(self, label_kinds: Mapping[str, LabelKind] | None = None) -> None:
+        self.label_kinds = {name: kind.to_dict() for name, kind in sorted((label_kinds or {}).items())}
         self.counts = {name: Counter() for name in ("modalities", "organs", "licences", "splits")}
         self.labels: dict[str, Counter] = {}
         self.masks = 0
@@ -26,8 +29,7 @@ class Summary:
             self.counts[name][meta[key]] += 1
         self.counts["splits"][meta["split"] or "none"] += 1
         for label, value in meta["labels"].items():
-            if value is not None:
-                self.labels.setdefault(label, Counter())[str(value)] += 1
+            self.labels.setdefault(label, Counter()).update(values_of(value))
         self.masks += meta["mask"] is not None
 
     def to_dict(self) -> dict[str, Any]:
@@ -36,7 +38,15 @@ class Summary:
             **{name: dict(counter) for name, counter in self.counts.items()},
             "labels": {name: shortened(counter) for name, counter in self.labels.items()},
             "masks": self.masks,
+            "label_kinds": self.label_kinds,
         }
+
+
+def values_of(label: Any) -> list[str]:
+    """The values that a label counts under: each of several; none of None."""
+    if isinstance(label, list):
+        return [str(value) for value in label] or ["(none)"]
+    return [] if label is None else [str(label)]
 
 
 def shortened(counter: Counter) -> dict[str, int]:
@@ -46,8 +56,13 @@ def shortened(counter: Counter) -> dict[str, int]:
     return dict(counter)
 
 
-def source_entry(source: str, parts: list[Part], licence: str = "") -> SourceEntry:
-    """The row of a source from its shards; `licence` is for samples that do not tell theirs."""
+def source_entry(
+    source: str,
+    parts: list[Part],
+    licence: str = "",
+    label_kinds: dict[str, dict[str, Any]] | None = None,
+) -> SourceEntry:
+    """The row of a source from its shards; the last two are for shards that do not tell theirs."""
     dataset, _, kind = source.rpartition("-")
     summaries = [summary for _, summary in parts]
     labels = sorted({name for summary in summaries for name in summary["labels"]})
@@ -63,6 +78,7 @@ def source_entry(source: str, parts: list[Part], licence: str = "") -> SourceEnt
         splits=dict(_total(summaries, "splits")),
         labels={name: shortened(_total([s["labels"] for s in summaries], name)) for name in labels},
         masks=sum(summary["masks"] for summary in summaries),
+        label_kinds=next((s["label_kinds"] for s in summaries if s.get("label_kinds")), label_kinds or {}),
     )
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..annotations.readings import mask_paths
 from ..atomic import write_json
 from ..errors import ShardError
 from ..interop import archive
@@ -152,7 +153,7 @@ def plan(
 def measured(source: Source, record: Record) -> tuple[int, str]:
     """Bytes of a record's files, and a text that changes when the record or a file does."""
     total, files = 0, []
-    for path in (*record.paths, *([record.mask] if record.mask else [])):
+    for path in (*record.paths, *mask_paths(record)):
         try:
             length, changed = archive.stat(path)
         except OSError:
@@ -160,10 +161,18 @@ def measured(source: Source, record: Record) -> tuple[int, str]:
         total += length
         files.append((source.relative(path), length, changed))
     known = (record.name, record.subject, record.study, record.split, record.licence)
-    labels = sorted((str(name), repr(value)) for name, value in record.labels.items())
+    said = (
+        [(reading.annotator, _listed(reading.labels)) for reading in record.readings],
+        [(s.kind, s.label, s.points, s.annotator, s.group) for s in record.shapes],
+    )
     if record.given is not None:
         files.append(_given(source, record.given))
-    return total, repr((known, str(record.modality), str(record.organ), labels, files))
+    labels = _listed(record.labels)
+    return total, repr((known, str(record.modality), str(record.organ), labels, said, files))
+
+
+def _listed(labels: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return sorted((str(name), repr(value)) for name, value in labels.items())
 
 
 def _given(source: Source, given: Given) -> tuple[Any, ...]:
@@ -179,7 +188,10 @@ def _given(source: Source, given: Given) -> tuple[Any, ...]:
 
 def _inputs(source: Source, state: list[str], salt: bytes, extra: str) -> str:
     """Salted hash of everything a unit's output depends on; says nothing about names to others."""
-    options = (source.dataset, source.mask_values, sorted(source.mask_classes.items()), source.fourth_axis)
+    options = (
+        source.dataset, source.mask_values, sorted(source.mask_classes.items()), source.fourth_axis,
+        sorted(source.label_kinds.items()),
+    )  # fmt: skip
     digest = hashlib.blake2b(key=salt[:64], digest_size=16)
     for part in (FORMAT_VERSION, STATS_VERSION, salt_fingerprint(salt), extra, options, *state):
         digest.update(repr(part).encode("utf-8", "surrogateescape") + b"\0")

@@ -113,7 +113,7 @@ def _write_shards(
                 kind = f"{meta['ndim']}d"
                 if kind not in writers:
                     writers[kind] = ShardWriter(out / _shard_name(unit, kind)).__enter__()
-                    summaries[kind] = Summary()
+                    summaries[kind] = Summary(unit.source.label_kinds)
                 writers[kind].put(members)
                 summaries[kind].add(meta)
         for kind, writer in list(writers.items()):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ..annotations.kinds import LabelKind
 from ..errors import CollectionError, ConfigError, nearest
 from ..interop import archive
 from ..sample import Modality, Organ, Record
@@ -51,6 +52,7 @@ class Source:
     mask_classes: dict[int, str] = field(default_factory=dict)
     mask_values: dict[int, int] | str | None = None  # None as they are | "nonzero" | {old: new}
     fourth_axis: str = "channels"  # or "frames"
+    label_kinds: dict[str, LabelKind] = field(default_factory=dict)
     options: Any = None  # the layout's own Options
 
     def relative(self, path: Path) -> str:

@@ -29,12 +29,13 @@ from ..errors import ShardError
 from ..sample import Sample
 from .codec import encode_array
 
-FORMAT_VERSION = 2
-READABLE_FORMATS = (1, 2)  # 2 may store float32 images as scaled codes; nothing else differs
+FORMAT_VERSION = 3
+READABLE_FORMATS = (1, 2, 3)  # 2: float32 images may be scaled codes; 3: key.json has shapes and readings
 
 META_KEYS = (
     "format", "key", "dataset", "modality", "organ", "licence", "ndim", "shape", "dtype", "spacing", "affine",
     "orientation", "stats", "subject", "study", "split", "labels", "mask", "frame", "facts", "content_hash",
+    "shapes", "readings",
 )  # fmt: skip
 
 # Kinds of members, as the index stores them: append only.

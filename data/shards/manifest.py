@@ -47,6 +47,7 @@ class SourceEntry:
     splits: dict[str, int] = field(default_factory=dict)
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     masks: int = 0
+    label_kinds: dict[str, dict[str, Any]] = field(default_factory=dict)  # see annotations/kinds.py
 
     @property
     def bytes(self) -> int:

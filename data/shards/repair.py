@@ -317,4 +317,4 @@ def _without(
         return source
     entries = [e for old in source.shards if (e := changed.get(old.file, old)) is not None]
     parts = [known.get(e.sha256) or measure(folder / e.file, e.sha256) for e in entries]
-    return source_entry(source.id, parts, source.licence) if parts else None
+    return source_entry(source.id, parts, source.licence, source.label_kinds) if parts else None
