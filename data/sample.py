@@ -157,7 +157,7 @@ def parse_organ(text: str) -> Organ:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What a source says of a file that the file itself does not: of an array, of channels, of a video."""
+    """What a source says of a file that the file itself does not, and how much of a long one it wants."""
 
     axes: str = ""  # letters of CDHW in stored order; empty: guessed from the shape
     spacing: tuple[float, ...] | None = None  # mm, (D, H, W) or (H, W)
@@ -166,6 +166,10 @@ class Given:
     transpose: tuple[int, ...] = (0, 1, 2)  # nnU-Net's transpose_forward
     channels: tuple[str, ...] = ()  # names: the record's paths are the channels of one image, a file each
     every: float | None = None  # video: seconds from one frame that is kept to the next; None: every frame
+    tile: int = 512  # slide: pixels of a tile's edge
+    mpp: float | None = None  # slide: micrometres a pixel at which it is read; None: 0.5, which is 20x
+    tissue: float = 0.5  # slide: least share of a tile that is tissue; 0 keeps every tile
+    most: int = 0  # video, slide: frames or tiles kept of one file, evenly spread; 0: all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +231,7 @@ class Image:
     jpeg: bytes | None = None  # source JPEG bytes, metadata stripped, when they decode to exactly `array`
     modality: Modality | None = None  # what the file itself says
     facts: dict[str, Any] = field(default_factory=dict)  # allow-listed technical facts, plain JSON values
+    part: str = ""  # which part of the file it is, where its place says more than its number: a slide's tile
 
     @property
     def ndim(self) -> int:
