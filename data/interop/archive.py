@@ -1,9 +1,10 @@
 """Files inside archives: `shard-000.tar::case7/image.nii.gz` is a path like any other to layouts and readers.
 
 An address is the archive's path, `::` and the member's own name; it nests (`a.tar::b.npz::image.npy`). Tars
-(compressed or not), zips and npz files, and LitData chunks are archives. Nothing is ever extracted under a
-member's name: absolute names and `../` are only keys of a table. A compressed tar, which cannot be read at
-random, is unpacked once a process into a temporary file without a name.
+(compressed or not), zips and npz files, LitData chunks and arrays of stacked images (stacked.py) are such.
+Nothing is ever extracted under a member's name: absolute names and `../` are only keys of a table. A
+compressed tar, which cannot be read at random, is unpacked once a process into a temporary file without a
+name.
 
 What an archive says of itself is not believed: a member that would end behind the end of its archive is not
 listed, and a listing that breaks off keeps what came before and says so in `fault`.
@@ -29,6 +30,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from ..errors import ReadError
+from .stacked import Stack, Stored, of_zip_member
 
 SEPARATOR = "::"
 MOST_BYTES = 1 << 34  # of one member; more is a mistake or an attack
@@ -148,6 +150,9 @@ def _open(path: Path) -> Archive:
         return Chunk(path)
     if head[:2] == b"PK":
         return Zip(path.open("rb"), path.name)
+    if head.startswith(b"\x93NUMPY"):
+        stream = path.open("rb")
+        return Stack(Stored(stream, 0, stream.seek(0, os.SEEK_END), path.name), path.name)
     for magic, opener in _PACKED.items():
         if head.startswith(magic):
             return Tar(unpacked(path, opener), path.name)
@@ -156,7 +161,10 @@ def _open(path: Path) -> Archive:
 
 def _inner(archive: Archive, names: list[str]) -> Archive:
     for name in names:
-        archive = Zip(archive.open(name), name.rpartition("/")[2])
+        if isinstance(archive, Zip) and name.endswith(".npy"):
+            archive = archive.stack(name)
+        else:
+            archive = Zip(archive.open(name), name.rpartition("/")[2])
     return archive
 
 
@@ -273,6 +281,7 @@ class Zip:
                 f"{name}: truncated or corrupt zip ({error}); copy or download it again"
             ) from error
         self._name = name
+        self._stacks: dict[str, Stack] = {}
         self._infos = {plain(info.filename): info for info in self._zip.infolist() if not info.is_dir()}
 
     def names(self) -> list[str]:
@@ -298,6 +307,17 @@ class Zip:
     def open(self, name: str) -> IO[bytes]:
         """A member as a file in memory. Raises as `read`."""
         return io.BytesIO(self.read(name))
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first bytes of a member, not verified. Raises FileNotFoundError and zipfile's errors."""
+        with self._zip.open(self._info(name)) as stream:
+            return stream.read(count)
+
+    def stack(self, name: str) -> Stack:
+        """The rows of a member that is an array. Raises FileNotFoundError, ReadError."""
+        if name not in self._stacks:
+            self._stacks[name] = of_zip_member(self._zip, self._info(name))
+        return self._stacks[name]
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         try:

@@ -7,7 +7,6 @@ Nothing is unpickled, and no memory is taken for a shape before the bytes for it
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from ..errors import ReadError
 from ..interop import archive, nnunet
+from ..interop.stacked import HEAD_BYTES, npy_header
 from ..sample import Given, Image
 from . import geometry, values
 from .source import check_fourth_axis, content, single
@@ -121,13 +121,7 @@ def decode(path: Path) -> np.ndarray:
 
 
 def _npy(data: bytes) -> np.ndarray:
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, fortran, dtype = readers[version](stream)
-    if dtype.hasobject or dtype.kind not in "biuf":
-        raise ValueError(f"holds {dtype}, not numbers")
-    start = stream.tell()
+    shape, fortran, dtype, start = npy_header(data[:HEAD_BYTES])
     if math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"{len(data) - start} bytes for shape {shape} of {dtype}")
     return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import ReadError
 from ..sample import Given, Image
 from . import array as arrays
-from . import geometry, raster
+from . import geometry, npz, raster
 
 # Farthest that a corner of the mask's grid may lie from the image's, as a share of the smallest voxel edge.
 AFFINE_TOLERANCE = 0.1
@@ -69,6 +69,8 @@ def _stored(path: Path, like: Image, given: Given | None) -> tuple[np.ndarray, n
     reader = reader_of(path)
     if reader is raster:
         return raster.read_labels(path), None
+    if reader is npz:
+        reader, path = arrays, npz.address_of(path, mask=True)
     if reader is arrays:
         return arrays.read_labels(path, like.ndim, given)
     images = reader.read([path])
