@@ -10,7 +10,7 @@ from functools import cached_property
 
 from ..errors import ConfigError, nearest
 from .clean import CleanFor, clean_for
-from .graph import Edges, Relative, edges, relatives
+from .graph import Edges, Relative, edges, kinds, relatives
 from .records import Dataset, MedMnistSet, MsdTask, Overlap
 
 
@@ -68,7 +68,16 @@ class Catalog:
         Raises:
             ConfigError: unknown id.
         """
-        return relatives(self[identifier].id, self._edges)
+        start = self[identifier]
+        own = kinds(start.modalities)
+
+        def apart(other: str) -> bool:
+            if own is None or other not in self._by_id:
+                return False
+            theirs = kinds(self._by_id[other].modalities)
+            return theirs is not None and own.isdisjoint(theirs)
+
+        return relatives(start.id, self._edges, apart)
 
     def clean_for(self, task: str) -> CleanFor:
         """Every dataset that may be pretrained on without touching `task`, and what cannot be known of it.

@@ -1,9 +1,9 @@
 """What may be pretrained on without touching a held-out task, and what the tables cannot tell.
 
 Excluded is every relative, certain or possible. A dataset without a recorded path to the task is `clean` as
-far as the tables go; of those, the ones with the task's own modality and organ are listed as `unknown`: the
-same hospital may have published the same patients twice without saying so, and only content can tell
-(`medloom data curate`).
+far as the tables go; of those, the ones with the task's own modality and organ, and Decathlon tasks from the
+same hospital, are listed as `unknown`: the same patients may have been published twice without a word, and
+only content can tell (`medloom data curate`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class CleanFor:
     targets: tuple[str, ...]  # dataset ids that the task stands for; never to be pretrained on
     clean: tuple[Dataset, ...]  # no recorded path to a target
     excluded: tuple[Relative, ...]  # certain and possible relatives, surest first
-    unknown: tuple[Dataset, ...]  # of `clean`: the same modality and organ as a target, nothing recorded
+    # Of `clean`: the same modality and organ as a target, or (Decathlon) the same hospital; nothing recorded.
+    unknown: tuple[Dataset, ...]
 
     @property
     def ids(self) -> frozenset[str]:
@@ -48,7 +49,13 @@ def clean_for(catalog: Catalog, task: str) -> CleanFor:
     touched = {*targets, *nearest_first}
     clean = tuple(dataset for dataset in catalog if dataset.id not in touched)
     subjects = [catalog[target] for target in targets]
-    unknown = tuple(dataset for dataset in clean if any(_alike(dataset, subject) for subject in subjects))
+    houses = {catalog.msd[target].institution for target in targets if target in catalog.msd}
+    unknown = tuple(
+        dataset
+        for dataset in clean
+        if any(_alike(dataset, subject) for subject in subjects)
+        or (dataset.id in catalog.msd and catalog.msd[dataset.id].institution in houses)
+    )
     excluded = tuple(sorted(nearest_first.values(), key=_rank))
     return CleanFor(task, targets, clean, excluded, unknown)
 

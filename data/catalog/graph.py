@@ -7,17 +7,21 @@ relatives, since a held-out set must not be touched. The walk is a shortest-path
 cases lie to those of the start), 3 ms for the largest family; a stored closure would be stale after every own
 record.
 
-Members of an umbrella (MedMNIST, TCGA) are separate sets, so no path runs from one to another through it.
+
+Two facts cut the possible ones short. Members of an umbrella (MedMNIST, TCGA) are separate sets, so no path
+runs from one to another through it; and images of one kind (MR, CT, slides ...) are not among images of
+another, so no possible relative has only other kinds than the start. Certain ones stand whatever their kind.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
+from ..sample import Modality
 from .records import Basis, Overlap
 from .vocabulary import RelationKind
 
@@ -88,6 +92,34 @@ _WAYS: dict[RelationKind, tuple[_Way, _Way]] = {  # seen from a, seen from b
     RelationKind.SAME_AS: (_Way.SAME, _Way.SAME),
 }
 
+# Modalities whose images may turn up among each other's: a functional MR study ships its T1, a PET/CT its CT.
+_KINDS: tuple[frozenset[Modality], ...] = (
+    frozenset({Modality.MRI, Modality.FMRI, Modality.DMRI}),
+    frozenset({Modality.CT, Modality.CBCT}),
+    frozenset({Modality.PET, Modality.SPECT}),
+    frozenset(
+        {Modality.XRAY, Modality.MAMMOGRAPHY, Modality.DBT, Modality.DSA, Modality.FLUOROSCOPY, Modality.CBCT}
+    ),
+    frozenset({Modality.HISTOPATHOLOGY, Modality.CYTOLOGY, Modality.MICROSCOPY, Modality.EM}),
+    frozenset({
+        Modality.FUNDUS, Modality.SLO, Modality.FLUORESCEIN_ANGIOGRAPHY, Modality.SLIT_LAMP, Modality.OCT,
+        Modality.OCTA,
+    }),
+    frozenset({
+        Modality.PHOTOGRAPHY, Modality.DERMOSCOPY, Modality.ENDOSCOPY, Modality.COLPOSCOPY, Modality.INFRARED,
+        Modality.SLIT_LAMP,
+    }),
+    frozenset({Modality.ULTRASOUND}),
+)  # fmt: skip
+
+
+def kinds(modalities: Iterable[str]) -> frozenset[int] | None:
+    """Numbers of the kinds of image among these modalities; None: not known, or of none of the kinds."""
+    present = set(modalities)
+    found = frozenset(number for number, members in enumerate(_KINDS) if present & members)
+    return None if not found or Modality.OTHER in present else found
+
+
 Edges = Mapping[str, list[tuple[str, _Way, Overlap]]]
 
 
@@ -101,10 +133,13 @@ def edges(overlaps: Iterable[Overlap]) -> Edges:
     return dict(found)
 
 
-def relatives(start: str, leading: Edges) -> list[Relative]:
+def relatives(start: str, leading: Edges, apart: Callable[[str], bool]) -> list[Relative]:
     """All datasets that share or may share cases with `start`: certain ones first, then by length of path.
 
     Of several paths the surest is kept, then the shortest, then the one with the fewest recalled steps.
+
+    Args:
+        apart: whether a dataset has only images of other kinds than the start (see `kinds`).
     """
     best: dict[str, tuple[int, int, int]] = {}
     paths: dict[str, tuple[Overlap, ...]] = {}
@@ -125,6 +160,8 @@ def relatives(start: str, leading: Edges) -> list[Relative]:
             if joined and member and way is _Way.DOWN:
                 continue
             after = lie if way is _Way.SAME else _AFTER.get((lie, way), _Lie.OPEN)
+            if after is _Lie.OPEN and apart(there):
+                continue
             number += 1
             more = recalled + (overlap.basis is Basis.RECALLED)
             up = member and way is _Way.UP
