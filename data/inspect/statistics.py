@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShardError
+from ..ingest.summary import values_of
 from ..shards.folder import ShardFolder
+from ..shards.format import KIND_MASK
 from ..shards.index import Index
 from ..shards.manifest import ShardEntry
 from ..shards.parallel import run_each
@@ -158,8 +160,7 @@ def tally_shard(folder: ShardFolder, job: tuple[ShardEntry, int]) -> Tally:
         for name, key in COUNTED.items():
             result.counts[name][str(meta[key] or "none")] += 1
         for label, value in (meta["labels"] or {}).items():
-            if value is not None:
-                result.labels.setdefault(label, Counter())[str(value)] += 1
+            result.labels.setdefault(label, Counter()).update(values_of(value))
         if meta["subject"]:
             digest = hashlib.blake2b(str(meta["subject"]).encode(), digest_size=8).digest()
             subjects.add(int.from_bytes(digest, "little"))
@@ -200,7 +201,7 @@ def _stored(index: Index) -> np.ndarray:
 def _raw(index: Index, ordinal: int, meta: dict[str, Any]) -> int:
     """Bytes of the image and the label map, decoded; without the smaller levels."""
     image = math.prod(meta["shape"]) * np.dtype(meta["dtype"]).itemsize
-    arrays = [index.array(int(row["array"])) for row in index.members_of(ordinal) if int(row["kind"]) == 3]
+    arrays = [index.array(row.array) for row in index.members_of(ordinal) if row.kind == KIND_MASK]
     return image + sum(math.prod(layout.shape) * layout.dtype.itemsize for layout in arrays)
 
 

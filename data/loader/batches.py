@@ -43,9 +43,9 @@ def stack(
     for name in samples[0].keys() - {"image"}:
         values = [sample[name] for sample in samples]
         if name in CHANNEL_FIELDS:
-            batch[name] = np.empty((len(values), channels), np.float32)
-            for row, value in zip(batch[name], values, strict=True):
-                row[:] = value
+            if any(len(value) != channels for value in values):
+                values = [np.broadcast_to(value, channels) for value in values]
+            batch[name] = np.array(values, np.float32)
         elif name in ARRAY_FIELDS:
             batch[name] = np.asarray(values, ARRAY_FIELDS[name])
         else:

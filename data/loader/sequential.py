@@ -229,12 +229,9 @@ class SequentialSamples:
         rows, reason = index.members_of(ordinal), ""
         if len(members) != len(rows):
             reason = f"{len(members)} of {len(rows)} members are there; {DAMAGED}"
-        elif any(
-            len(d) != int(r["size"]) or checksum(d) != int(r["crc"])
-            for d, r in zip(members, rows, strict=True)
-        ):
+        elif any(len(d) != r.size or checksum(d) != r.crc for d, r in zip(members, rows, strict=True)):
             reason = f"checksum differs; {DAMAGED}"
-        starts = [int(row["offset"]) for row in rows]
+        starts = [row.offset for row in rows]
 
         def fetch(ranges: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
             for offset, size in ranges:

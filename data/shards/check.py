@@ -297,5 +297,5 @@ def _key(tar: Path, ordinal: int) -> str:
     index = indexing.rebuild(tar, write=False)
     row = index.members_of(ordinal)[0]
     with tar.open("rb") as handle:
-        data = read_exactly(handle.fileno(), int(row["size"]), int(row["offset"]))
+        data = read_exactly(handle.fileno(), row.size, row.offset)
     return str(json.loads(data)["key"])

@@ -12,10 +12,9 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from .format import KIND_IMAGE, KIND_JPEG, KIND_JSON, KIND_MASK, checksum
-from .index import Index, key_hash, read_exactly
+from .index import Index, MemberRow, key_hash, read_exactly
 
 _MAGIC = b"ustar\x0000"
 _MAGIC_AT = 257  # in a header
@@ -38,14 +37,14 @@ def damaged(tar: Path, index: Index) -> list[tuple[str, str]]:
         os.close(descriptor)
 
 
-def inspect(descriptor: int, row: Any, name: str) -> str:
+def inspect(descriptor: int, row: MemberRow, name: str) -> str:
     """What is wrong with one member (a row of `Index.members`); empty when nothing is."""
-    size = int(row["size"])
-    there = min(size, max(0, os.fstat(descriptor).st_size - int(row["offset"])))
+    size = row.size
+    there = min(size, max(0, os.fstat(descriptor).st_size - row.offset))
     if there < size:
         return f"is cut short after {there} of {size} bytes"
-    data = read_exactly(descriptor, size, int(row["offset"]))
-    if checksum(data) != int(row["crc"]):
+    data = read_exactly(descriptor, size, row.offset)
+    if checksum(data) != row.crc:
         return "fails its checksum"
     try:
         info = tarfile.TarInfo.frombuf(_header(descriptor, row), "ascii", "strict")
@@ -74,14 +73,14 @@ class Names:
                 self._keys[key_hash(key)] = key
                 at = data.find(_MAGIC, at + 1)
 
-    def of(self, row: Any) -> str:
+    def of(self, row: MemberRow) -> str:
         """Name of the member `row`, or where it lies when nothing in the file tells the key of its sample."""
-        sample = int(row["sample"])
+        sample = row.sample
         key = self._keys.get(int(self._index.samples[sample]["key_hash"]))
         if key is None:
-            return f"{_UNNAMED} {int(row['offset'])} (sample {sample})"
-        level = f"l{int(row['level'])}." if row["level"] else ""
-        return f"{key}.{level}{_EXTENSIONS[int(row['kind'])]}"
+            return f"{_UNNAMED} {row.offset} (sample {sample})"
+        level = f"l{row.level}." if row.level else ""
+        return f"{key}.{level}{_EXTENSIONS[row.kind]}"
 
 
 def canonical_header(name: str, size: int) -> bytes:
@@ -99,8 +98,8 @@ def mended(tar: Path, index: Index) -> Iterator[bytes]:
     descriptor = os.open(tar, os.O_RDONLY)
     try:
         names, done = Names(descriptor, index), 0
-        for row in index.members:
-            name, size, offset = names.of(row), int(row["size"]), int(row["offset"])
+        for row in map(index.member, range(len(index.members))):
+            name, size, offset = names.of(row), row.size, row.offset
             if name.startswith(_UNNAMED) or offset + size > os.fstat(descriptor).st_size:
                 return
             yield canonical_header(name, size)
@@ -113,7 +112,7 @@ def mended(tar: Path, index: Index) -> Iterator[bytes]:
 
 
 def _members(descriptor: int, index: Index, names: Names) -> Iterator[tuple[str, str]]:
-    for row in index.members:
+    for row in map(index.member, range(len(index.members))):
         name = names.of(row)
         if reason := inspect(descriptor, row, name):
             yield name, reason
@@ -122,11 +121,11 @@ def _members(descriptor: int, index: Index, names: Names) -> Iterator[tuple[str,
 def _between(descriptor: int, index: Index, names: Names) -> Iterator[tuple[str, str]]:
     """Headers that no reader minds but that are not as written, and padding that is not zero."""
     end = 0
-    for row in index.members:
-        name, size = names.of(row), int(row["size"])
+    for row in map(index.member, range(len(index.members))):
+        name, size = names.of(row), row.size
         if _header(descriptor, row) != canonical_header(name, size):
             yield name, "has a damaged tar header"
-        end = int(row["offset"]) + size
+        end = row.offset + size
         padding = -size % tarfile.BLOCKSIZE
         if os.pread(descriptor, padding, end).strip(b"\0"):
             yield name, "is followed by padding that is not zero"
@@ -135,5 +134,5 @@ def _between(descriptor: int, index: Index, names: Names) -> Iterator[tuple[str,
         yield "", "the blocks of zeros at its end are not zero"
 
 
-def _header(descriptor: int, row: Any) -> bytes:
-    return os.pread(descriptor, tarfile.BLOCKSIZE, int(row["offset"]) - tarfile.BLOCKSIZE)
+def _header(descriptor: int, row: MemberRow) -> bytes:
+    return os.pread(descriptor, tarfile.BLOCKSIZE, row.offset - tarfile.BLOCKSIZE)

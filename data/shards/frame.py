@@ -25,7 +25,7 @@ import numpy as np
 from ..errors import ShardError
 from .codec import unscaled
 from .format import DAMAGED, checksum
-from .index import ArrayLayout, Index
+from .index import ArrayLayout, Index, MemberRow
 
 # Chunks closer than this in the file are fetched in one read: a seek costs more than the bytes between.
 COALESCE_GAP = 64 * 1024
@@ -43,7 +43,7 @@ _buffers: list[bytearray] = []
 
 
 def read_box(
-    source: int | Fetch, index: Index, member: np.void, origin: Sequence[int], shape: Sequence[int]
+    source: int | Fetch, index: Index, member: MemberRow, origin: Sequence[int], shape: Sequence[int]
 ) -> np.ndarray:
     """Read the box [origin, origin + shape) of an array member; all axes given, the channel axis included.
 
@@ -53,7 +53,7 @@ def read_box(
     Raises:
         ShardError: the box is not inside the array, the file is cut short, or a chunk's checksum differs.
     """
-    layout = index.array(int(member["array"]))
+    layout = index.array(member.array)
     full, chunk = layout.shape, layout.chunk
     if any(o < 0 or n < 1 or o + n > f for o, n, f in zip(origin, shape, full, strict=True)):
         raise ShardError(f"box at {tuple(origin)} of shape {tuple(shape)} is not inside the array {full}")
@@ -63,7 +63,7 @@ def read_box(
     key = (layout.dtype, chunk, layout.block, counts)
     empty = _arrays.pop(key, None) or _Empty(layout, counts)
     filled = []
-    for place, data in _verified(source, index, int(member["offset"]), layout.first, numbers):
+    for place, data in _verified(source, index, member.offset, layout.first, numbers):
         empty.schunk.update_chunk(place, data)
         filled.append(place)
     out = np.empty(tuple(shape), layout.dtype)

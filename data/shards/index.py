@@ -51,6 +51,20 @@ CHUNKS = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 # The same rows for one at a time: ten times faster than the fields of a numpy record.
 _ARRAY_ROW = struct.Struct("<4I4I4IQI4sBf3x")
 _CHUNK_ROW = struct.Struct("<QII")
+_SAMPLE_ROW = struct.Struct("<QIHBB")
+_MEMBER_ROW = struct.Struct("<QQIBB2xiI")
+
+
+class MemberRow(NamedTuple):
+    """Where one member lies in the tar, and what it is."""
+
+    offset: int
+    size: int
+    crc: int
+    kind: int
+    level: int
+    array: int  # row of `Index.arrays`; -1 for JSON and JPEG
+    sample: int
 
 
 class ArrayLayout(NamedTuple):
@@ -81,11 +95,20 @@ class Index:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def members_of(self, ordinal: int) -> np.ndarray:
-        """Rows of `members` that belong to sample `ordinal`."""
-        row = self.samples[ordinal]
-        first = int(row["member"])
-        return self.members[first : first + int(row["members"])]
+    def ndim_of(self, ordinal: int) -> int:
+        """Spatial dimensions of sample `ordinal`."""
+        return _SAMPLE_ROW.unpack_from(cast(Any, self.samples), ordinal * _SAMPLE_ROW.size)[4]
+
+    def members_of(self, ordinal: int) -> list[MemberRow]:
+        """Rows of `members` that belong to sample `ordinal`; the first is its JSON. Raises IndexError."""
+        if not 0 <= ordinal < len(self):
+            raise IndexError(f"sample {ordinal} of {len(self)}")
+        row = _SAMPLE_ROW.unpack_from(cast(Any, self.samples), ordinal * _SAMPLE_ROW.size)
+        return [self.member(number) for number in range(row[1], row[1] + row[2])]
+
+    def member(self, number: int) -> MemberRow:
+        """Row `number` of `members`."""
+        return MemberRow(*_MEMBER_ROW.unpack_from(cast(Any, self.members), number * _MEMBER_ROW.size))
 
     def array(self, number: int) -> ArrayLayout:
         """Row `number` of `arrays`."""

@@ -7,21 +7,22 @@ chunk.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from ..errors import ShardError
-from .format import DAMAGED, KIND_IMAGE, KIND_JPEG, KIND_JSON, KIND_MASK, checksum
+from .format import DAMAGED, KIND_IMAGE, KIND_JPEG, KIND_MASK, checksum
 from .frame import Fetch, read_box
-from .index import Index, read_exactly
+from .index import Index, MemberRow, read_exactly
 from .pictures import check_box, decode_jpeg, resize, resize_jpeg
+
+LONGEST_AHEAD = 4 << 20  # bytes of a JPEG that is fetched with its JSON
 
 
 class OpenShard:
@@ -32,24 +33,33 @@ class OpenShard:
         source: descriptor of the tar, closed with this object, or what fetches ranges of the tar.
     """
 
-    __slots__ = ("index", "path", "source")
+    __slots__ = ("_ahead", "index", "path", "source")
 
     def __init__(self, path: Path | str, index: Index, source: int | Fetch) -> None:
         self.path, self.index, self.source = path, index, source
+        self._ahead: tuple[int, bytes] | None = None  # offset and bytes of a JPEG that `meta` has fetched
 
     def __del__(self) -> None:
         if isinstance(self.source, int) and self.source >= 0:  # so that a forgotten `Shards` leaks nothing
             os.close(self.source)
             self.source = -1
 
-    def meta(self, ordinal: int) -> dict[str, Any]:
-        """`key.json` of the sample."""
-        return json.loads(self._bytes(self._member(ordinal, KIND_JSON)))
+    def meta(self, ordinal: int, *, ahead: bool = False) -> dict[str, Any]:
+        """`key.json` of the sample; with `ahead` its JPEG is fetched too, for the read that follows."""
+        rows = self._members(ordinal)
+        if not ahead or len(rows) < 2 or rows[1].kind != KIND_JPEG or rows[1].size > LONGEST_AHEAD:
+            return orjson.loads(self._bytes(rows[0]))
+        with self._naming(rows[0]):
+            text, picture = self._fetch(rows[:2])
+            self._ahead = (rows[1].offset, picture)
+            if checksum(text) != rows[0].crc:
+                raise ShardError(f"checksum differs; {DAMAGED}")
+            return orjson.loads(text)
 
     def jpeg(self, ordinal: int) -> bytes | None:
         """The JPEG as it is stored; None when the image is an array."""
-        member = self._member(ordinal, KIND_IMAGE, KIND_JPEG)
-        return self._bytes(member) if int(member["kind"]) == KIND_JPEG else None
+        member = self._image(ordinal)
+        return self._bytes(member) if member.kind == KIND_JPEG else None
 
     def read(
         self,
@@ -59,8 +69,8 @@ class OpenShard:
         channels: Sequence[int] | None,
     ) -> np.ndarray:
         """The image or a box of it."""
-        member = self._member(ordinal, KIND_IMAGE, KIND_JPEG)
-        if int(member["kind"]) == KIND_IMAGE:
+        member = self._image(ordinal)
+        if member.kind == KIND_IMAGE:
             return self._array(member, origin, shape, channels)
         with self._naming(member):
             image = decode_jpeg(self._bytes(member))
@@ -73,25 +83,25 @@ class OpenShard:
         self, ordinal: int, origin: Sequence[int] | None, shape: Sequence[int] | None
     ) -> np.ndarray | None:
         """The label map, or a box of it."""
-        member = self._member(ordinal, KIND_MASK, required=False)
+        member = next((row for row in self._members(ordinal) if row.kind == KIND_MASK), None)
         return None if member is None else self._array(member, origin, shape)
 
     def read_resized(self, ordinal: int, box: Sequence[float], size: Sequence[int]) -> np.ndarray:
         """A box of a picture at another size."""
-        member = self._member(ordinal, KIND_IMAGE, KIND_JPEG)
-        if int(self.index.samples[ordinal]["ndim"]) != 2:
+        member = self._image(ordinal)
+        if self.index.ndim_of(ordinal) != 2:
             raise ShardError(f"{self.path}: sample {ordinal} is a volume, read_resized is for pictures")
-        if int(member["kind"]) == KIND_JPEG:
+        if member.kind == KIND_JPEG:
             with self._naming(member):
                 return resize_jpeg(self._bytes(member), box, size)
-        full = tuple(int(n) for n in self.index.arrays[int(member["array"])]["shape"][1:3])
+        full = self.index.array(member.array).shape[1:3]
         with self._naming(member):
             check_box(box, full)
-        levels = [m for m in self.index.members_of(ordinal) if int(m["kind"]) == KIND_IMAGE]
+        levels = [m for m in self.index.members_of(ordinal) if m.kind == KIND_IMAGE]
         shrink = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
         level = min(len(levels) - 1, max(0, math.floor(math.log2(max(shrink, 1.0)))))
         member, scale = levels[level], 2.0**level
-        extent = tuple(int(n) for n in self.index.arrays[int(member["array"])]["shape"][1:3])
+        extent = self.index.array(member.array).shape[1:3]
         low = [math.floor(box[0] / scale), math.floor(box[1] / scale)]
         high = [min(math.ceil(b / scale), e) for b, e in zip(box[2:], extent, strict=True)]
         pixels = self._array(member, low, [h - o for h, o in zip(high, low, strict=True)])
@@ -99,38 +109,47 @@ class OpenShard:
         inner = (box[0] / scale - low[0], box[1] / scale - low[1], ends[0] - low[0], ends[1] - low[1])
         return resize(pixels, inner, size)
 
-    def _member(self, ordinal: int, *kinds: int, required: bool = True) -> Any:
+    def _members(self, ordinal: int) -> list[MemberRow]:
         if not 0 <= ordinal < len(self.index):
             raise ShardError(f"{self.path}: no sample {ordinal}, there are {len(self.index)}")
-        for member in self.index.members_of(ordinal):
-            if int(member["kind"]) in kinds:
+        return self.index.members_of(ordinal)
+
+    def _image(self, ordinal: int) -> MemberRow:
+        """The image at full resolution."""
+        for member in self._members(ordinal):
+            if member.kind in (KIND_IMAGE, KIND_JPEG):
                 return member
-        if required:
-            raise ShardError(f"{self.path}: sample {ordinal} has no image; restore or rebuild the shard")
-        return None
+        raise ShardError(f"{self.path}: sample {ordinal} has no image; restore or rebuild the shard")
 
-    def _fetch(self, offset: int, size: int) -> bytes:
-        if isinstance(self.source, int):
-            return read_exactly(self.source, size, offset)
-        return bytes(next(iter(self.source([(offset, size)]))))
+    def _fetch(self, members: Sequence[MemberRow]) -> list[bytes]:
+        """Bytes of neighbouring members: one read of a file, and as a rule one request to a store."""
+        if not isinstance(self.source, int):
+            return [bytes(data) for data in self.source([(row.offset, row.size) for row in members])]
+        start, last = members[0].offset, members[-1]
+        data = read_exactly(self.source, last.offset + last.size - start, start)
+        return [data[row.offset - start :][: row.size] for row in members] if len(members) > 1 else [data]
 
-    def _bytes(self, member: Any) -> bytes:
+    def _bytes(self, member: MemberRow) -> bytes:
         with self._naming(member):
-            data = self._fetch(int(member["offset"]), int(member["size"]))
-            if checksum(data) != int(member["crc"]):
+            fetched, self._ahead = self._ahead, None
+            if fetched is not None and fetched[0] == member.offset:
+                data = fetched[1]
+            else:
+                (data,) = self._fetch([member])
+            if checksum(data) != member.crc:
                 raise ShardError(f"checksum differs; {DAMAGED}")
             return data
 
     def _array(
         self,
-        member: Any,
+        member: MemberRow,
         origin: Sequence[int] | None,
         shape: Sequence[int] | None,
         channels: Sequence[int] | None = None,
     ) -> np.ndarray:
-        layout = self.index.array(int(member["array"]))
+        layout = self.index.array(member.array)
         full = layout.shape
-        lead = 0 if int(member["kind"]) == KIND_MASK else 1
+        lead = 0 if member.kind == KIND_MASK else 1
         with self._naming(member):
             origin, shape = _box(origin, shape, full[lead:])
             if channels is None or not lead:
@@ -147,27 +166,40 @@ class OpenShard:
             image = parts[0] if len(parts) == 1 else np.concatenate(parts)
             return image if read == wanted else image[[read.index(channel) for channel in wanted]]
 
-    @contextmanager
-    def _naming(self, member: Any) -> Iterator[None]:
+    def _naming(self, member: MemberRow) -> _Naming:
         """Put shard and member into the message of whatever goes wrong inside."""
-        try:
-            yield
-        except (ShardError, OSError, RuntimeError, ValueError) as error:
-            name = self._name(member)
-            if isinstance(error, ShardError) and name in str(error):
-                error.member = name
-                raise
-            fault = ShardError(f"{self.path}: member {name}: {error}")
-            fault.member = name
-            raise fault from error
+        return _Naming(self, member)
 
-    def _name(self, member: Any) -> str:
+    def _name(self, member: MemberRow) -> str:
         """Name of a member, from the tar header in front of it."""
-        place = f"at byte {int(member['offset'])}"
+        place = f"at byte {member.offset}"
         if not isinstance(self.source, int):
             return place
-        header = os.pread(self.source, 100, int(member["offset"]) - 512)
+        header = os.pread(self.source, 100, member.offset - 512)
         return header.split(b"\0", 1)[0].decode("ascii", "replace") or place
+
+
+class _Naming:
+    """A class, since a generator would cost a twentieth of a picture's overhead each time."""
+
+    __slots__ = ("_member", "_shard")
+
+    def __init__(self, shard: OpenShard, member: MemberRow) -> None:
+        self._shard, self._member = shard, member
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, (ShardError, OSError, RuntimeError, ValueError)):
+            return
+        name = self._shard._name(self._member)
+        if isinstance(error, ShardError) and name in str(error):
+            error.member = name
+            return
+        fault = ShardError(f"{self._shard.path}: member {name}: {error}")
+        fault.member = name
+        raise fault from error
 
 
 def _checked(channels: Sequence[int], stored: int) -> list[int]:

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 
+import imagecodecs
 import numpy as np
 from PIL import Image as Pillow
 
@@ -15,7 +16,7 @@ from ..errors import ShardError
 def decode_jpeg(data: bytes) -> np.ndarray:
     """JPEG bytes -> [1, H, W] or [3, H, W] uint8."""
     with Pillow.open(io.BytesIO(data)) as picture:
-        return planes_of(np.asarray(picture))
+        return planes_of(_pixels(picture, data))
 
 
 def resize(image: np.ndarray, box: Sequence[float], size: Sequence[int]) -> np.ndarray:
@@ -51,20 +52,31 @@ def resize_jpeg(data: bytes, box: Sequence[float], size: Sequence[int]) -> np.nd
         # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the cost; never below the size asked for.
         wanted = (size[1] * width / (box[3] - box[1]), size[0] * height / (box[2] - box[0]))
         picture.draft(picture.mode, (math.ceil(wanted[0]), math.ceil(wanted[1])))
+        if picture.size == (width, height):
+            picture = Pillow.fromarray(_pixels(picture, data))
         fy, fx = picture.size[1] / height, picture.size[0] / width
         box = (box[0] * fy, box[1] * fx, box[2] * fy, box[3] * fx)
         if picture.mode in ("L", "RGB"):  # what `resize` would do, without two transpositions: a third faster
             target = (int(size[1]), int(size[0]))
             pillow_box = (box[1], box[0], box[3], box[2])
-            return planes_of(np.asarray(picture.resize(target, Pillow.Resampling.BILINEAR, pillow_box)))
+            return _planes(np.asarray(picture.resize(target, Pillow.Resampling.BILINEAR, pillow_box)))
         image = planes_of(np.asarray(picture))
     return resize(image, box, size)
 
 
+def _pixels(picture: Pillow.Image, data: bytes) -> np.ndarray:
+    """All pixels of an opened JPEG, by one call of libjpeg-turbo: Pillow's values in 2/3 of its time."""
+    return imagecodecs.jpeg8_decode(data) if picture.mode in ("L", "RGB") else np.asarray(picture)
+
+
+def _planes(pixels: np.ndarray) -> np.ndarray:
+    """[H, W] or [H, W, C] -> [C, H, W], a view: whoever collects the pictures of a batch copies anyway."""
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
 def planes_of(pixels: np.ndarray) -> np.ndarray:
     """[H, W] or [H, W, C] -> contiguous [C, H, W]."""
-    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return np.ascontiguousarray(planes)
+    return np.ascontiguousarray(_planes(pixels))
 
 
 def check_box(box: Sequence[float], full: Sequence[int]) -> None:

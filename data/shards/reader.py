@@ -112,9 +112,13 @@ class Shards:
         """Look whether these shards are there, as far as that is cheap. Raises ShardError."""
         self.folder.check(entries)
 
-    def meta(self, ref: SampleRef) -> dict[str, Any]:
-        """`key.json` of the sample (keys: see `format.META_KEYS`)."""
-        return self._handle(ref.shard).meta(ref.ordinal)
+    def meta(self, ref: SampleRef, *, ahead: bool = False) -> dict[str, Any]:
+        """`key.json` of the sample (keys: see `format.META_KEYS`).
+
+        Args:
+            ahead: fetch its JPEG with it, in one read; the next read of this sample finds it.
+        """
+        return self._handle(ref.shard).meta(ref.ordinal, ahead=ahead)
 
     def read(
         self,

@@ -75,7 +75,7 @@ def _written(target: Path, descriptor: int, index: Index) -> Salvaged:
             members = []
             for row in rows:
                 _, kind, level = split_name(names.of(row))
-                data = read_exactly(descriptor, int(row["size"]), int(row["offset"]))
+                data = read_exactly(descriptor, row.size, row.offset)
                 members.append(Member(names.of(row), kind, level, data))
             writer.put(members)
     return Salvaged(writer.entry, lost)

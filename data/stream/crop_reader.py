@@ -6,6 +6,7 @@ left to the device, which makes a batch up to twelve times smaller.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class CropReader:
             "high": numbers.high,
             "mean": numbers.mean,
             "std": numbers.std,
-            "spacing": spacing,
+            "spacing": np.array(spacing, np.float32),
             "modality": _MODALITY_CODES[Modality(meta["modality"])],
             "key": meta["key"],
             "position": position,
@@ -63,14 +64,14 @@ class CropReader:
 
     def _picture(
         self, ref: SampleRef, meta: dict[str, Any], draws: list[float]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, Sequence[float]]:
         size = self.config.crop
         box = picture_box(
             meta["shape"][1:], size, draws, area=self.config.crop_scale, aspect=self.config.aspect
         )
         image = self.shards.read_resized(ref, box, size)
-        zoom = np.asarray([(box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]], np.float32)
-        return image, np.asarray(meta["spacing"] or (1.0, 1.0), np.float32) * zoom
+        down, across = meta["spacing"] or (1.0, 1.0)
+        return image, (down * (box[2] - box[0]) / size[0], across * (box[3] - box[1]) / size[1])
 
     def _volume(
         self,
@@ -79,7 +80,7 @@ class CropReader:
         draws: list[float],
         low: np.ndarray,
         channels: list[int] | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, Sequence[float]]:
         shape, spacing = meta["shape"], meta["spacing"]
         blocks = partition(shape, spacing, ndim=3)[1][-3:]
         origin, extent = volume_box(
@@ -92,7 +93,7 @@ class CropReader:
             snap=[min(self.config.snap, block) for block in blocks],
         )
         image = pad_to(self.shards.read(ref, origin, extent, channels=channels), self.config.crop, low)
-        return image, np.asarray(spacing or (1.0, 1.0, 1.0), np.float32)
+        return image, spacing or (1.0, 1.0, 1.0)
 
     def _choice(self, meta: dict[str, Any], position: int) -> list[int] | None:
         """The channels to read, so that there are 1 or `in_channels`; None: all. Grey is repeated later."""

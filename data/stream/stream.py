@@ -136,7 +136,7 @@ class Stream(Dataset):
             if entry is None:
                 try:
                     if ref not in metas:
-                        metas[ref] = self.shards.meta(ref)
+                        metas[ref] = self.shards.meta(ref, ahead=True)
                     sample = part.crops.read(ref, metas[ref], position, draws)
                     return sample | {"replaced": replaced or None}
                 except ShardError as error:

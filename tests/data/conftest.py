@@ -120,7 +120,7 @@ def damage() -> Callable[[Path, str], str]:
         ref = shards.find(key)
         handle = shards._handle(ref.shard)
         member = handle.index.members_of(ref.ordinal)[1]
-        at = int(member["offset"]) + int(member["size"]) // 2
+        at = member.offset + member.size // 2
         data = bytearray(handle.path.read_bytes())
         data[at] ^= 8
         handle.path.write_bytes(data)

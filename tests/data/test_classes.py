@@ -150,9 +150,9 @@ def test_crops_of_one_sample_are_neighbours_with_one_metadata_read(folder, monke
     stream, reads = Stream(config), []
     meta = Shards.meta
 
-    def counted(self, ref):
+    def counted(self, ref, **how):
         reads.append(ref)
-        return meta(self, ref)
+        return meta(self, ref, **how)
 
     monkeypatch.setattr(Shards, "meta", counted)
     got = stream.__getitems__(range(21))

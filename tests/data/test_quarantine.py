@@ -88,8 +88,8 @@ def test_a_restart_does_not_read_listed_samples_again_and_gives_the_same_pixels(
     attempts = []
     meta = Shards.meta
 
-    def noting(self, ref):
-        found = meta(self, ref)
+    def noting(self, ref, **how):
+        found = meta(self, ref, **how)
         attempts.append(found["key"])
         return found
 
@@ -174,7 +174,7 @@ def test_a_damaged_description_is_named_by_its_member(folder, tmp_path):
     handle = shards._handle(ref.shard)
     member = handle.index.members_of(ref.ordinal)[0]
     data = bytearray(handle.path.read_bytes())
-    data[int(member["offset"]) + 3] ^= 1
+    data[member.offset + 3] ^= 1
     handle.path.write_bytes(data)
     train(config(folder, sources=["b"]), tmp_path, steps=2)
     assert lines(tmp_path) == [

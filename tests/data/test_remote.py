@@ -76,8 +76,17 @@ def test_the_cache_fetches_once_and_the_ranges_only_what_they_need(example, serv
     shards = opened(server, tmp_path / "other", access="range")
     shards.read(SampleRef(0, 1))
     member = indexing.load(example.tar(f"{VOLUMES}.idx")).members_of(1)[1]
-    assert server.sent(f"{VOLUMES}.tar") <= int(member["size"]) < tar / 2
+    assert server.sent(f"{VOLUMES}.tar") <= member.size < tar / 2
     assert not list((tmp_path / "other" / "cache").glob("*.tar"))
+
+
+def test_a_picture_and_its_description_are_one_request(example, server, tmp_path):
+    shards = opened(server, tmp_path, access="range")
+    ref = shards.find("pic-c")
+    server.seen.clear()
+    assert shards.meta(ref, ahead=True)["key"] == "pic-c"
+    np.testing.assert_array_equal(shards.read(ref), example.samples["pic-c"].image)
+    assert server.gets(f"{PICTURES}.tar") == 1
 
 
 def test_ranges_near_each_other_are_one_request(example, server, tmp_path):

@@ -210,7 +210,7 @@ def flip_member(folder: Path, shard: int, ordinal: int, place: float = 0.5) -> s
     shards = Shards.open(folder)
     refs = [ref for ref in shards.refs() if (ref.shard, ref.ordinal) == (shard, ordinal)]
     key, row = shards.meta(refs[0])["key"], shards.index(shard).members_of(ordinal)[1]
-    offset = int(row["offset"]) + (int(int(row["size"]) * place) if place else -400)
+    offset = row.offset + (int(row.size * place) if place else -400)
     path = folder / shards.manifest.shards[shard].file
     data = bytearray(path.read_bytes())
     data[offset] ^= 8

@@ -146,11 +146,11 @@ def test_chunks_frame_headers_and_trailers_are_covered(folder):
     assert 0 in [size for _, size, _ in chunks]
     first = min(offset for offset, size, _ in chunks if size)
     last = max(offset + size for offset, size, _ in chunks)
-    assert 0 < first < last < int(member["size"])
-    for place in (0, 11, first - 1, first, last - 1, last, int(member["size"]) - 1):
-        flip(tar, int(member["offset"]) + place, 5)
+    assert 0 < first < last < member.size
+    for place in (0, 11, first - 1, first, last - 1, last, member.size - 1):
+        flip(tar, member.offset + place, 5)
         assert found(folder) == {(VOLUMES, "vol-a.b2nd")}
-        flip(tar, int(member["offset"]) + place, 5)
+        flip(tar, member.offset + place, 5)
 
 
 @pytest.mark.parametrize("name", ["vol-3d-00000.idx", "pic-2d-00000.idx", "manifest.json"])

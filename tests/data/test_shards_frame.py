@@ -30,7 +30,7 @@ def test_zeros_are_zeros_after_a_read_that_filled_the_same_places(volume):
     descriptor, index, member, image = volume
     shape = (1, 3, 3, 3)
     full, empty = (0, 0, 0, 70), (0, 12, 5, 5)  # one chunk each
-    assert index.chunk(index.array(int(member["array"])).first)[1] == 0
+    assert index.chunk(index.array(member.array).first)[1] == 0
     for origin in (full, empty, full):
         got = frame.read_box(descriptor, index, member, origin, shape)
         np.testing.assert_array_equal(got, cut(image, origin, shape))
@@ -114,10 +114,13 @@ def test_ranges_are_asked_for_once_joined_and_bounded(volume, monkeypatch):
 
 def test_rows_equal_the_tables(volume):
     _, index, member, _ = volume
-    layout, row = index.array(int(member["array"])), index.arrays[int(member["array"])]
+    layout, row = index.array(member.array), index.arrays[member.array]
     ndim = int(row["ndim"])
     for name in ("shape", "chunk", "block"):
         assert list(getattr(layout, name)) == row[name][:ndim].tolist()
     assert layout.dtype == np.dtype(bytes(row["dtype"]).decode())
     assert (layout.first, layout.count) == (int(row["first"]), int(row["count"]))
     assert [index.chunk(n) for n in range(len(index.chunks))] == index.chunks.tolist()
+    columns = ["offset", "size", "crc", "kind", "level", "array", "sample"]
+    assert [index.member(n) for n in range(len(index.members))] == index.members[columns].tolist()
+    assert [index.ndim_of(n) for n in range(len(index))] == index.samples["ndim"].tolist()

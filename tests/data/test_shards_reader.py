@@ -91,7 +91,23 @@ def test_a_crop_reads_only_its_chunks(example, shards, monkeypatch):
     monkeypatch.setattr(os, "preadv", lambda fd, to, at: seen.append(len(to[0])) or real(fd, to, at))
     crop = shards.read(ref, (0, 0, 64), (64, 64, 26))
     np.testing.assert_array_equal(crop, example.samples["vol-a"].image[:, :64, :64, 64:90])
-    assert 0 < sum(seen) < int(member["size"]) / 3
+    assert 0 < sum(seen) < member.size / 3
+
+
+def test_a_picture_comes_with_its_description_in_one_read(example, shards, monkeypatch):
+    ref = shards.find("pic-c")  # a JPEG
+    box, size = (0.0, 0.0, 500.0, 640.0), (100, 128)
+    want = shards.meta(ref), shards.read_resized(ref, box, size)
+    seen, real = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda *place: seen.append(place[1:]) or real(*place))
+    got = shards.meta(ref, ahead=True), shards.read_resized(ref, box, size)
+    assert len(seen) == 1 and got[0] == want[0]
+    np.testing.assert_array_equal(got[1], want[1])
+    np.testing.assert_array_equal(shards.read_resized(ref, box, size), want[1])
+    assert len(seen) == 2  # what was fetched ahead serves once
+    shards.meta(ref, ahead=True)
+    np.testing.assert_array_equal(shards.read(shards.find("pic-a")), example.samples["pic-a"].image)
+    np.testing.assert_array_equal(shards.read(ref), example.samples["pic-c"].image)
 
 
 @pytest.mark.parametrize("channels", [[0], [1], [1, 0], [0, 1], [1, 1, 0]])
@@ -151,7 +167,7 @@ def test_resizing_reads_a_smaller_level(example, shards, monkeypatch):
     ref = shards.find("pic-a")
     image = example.samples["pic-a"].image
     rows = shards._handle(ref.shard).index.members_of(ref.ordinal)
-    whole = next(int(row["size"]) for row in rows if row["kind"] == 2 and row["level"] == 0)
+    whole = next(row.size for row in rows if row.kind == 2 and row.level == 0)
     seen = []
     real = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, to, at: seen.append(len(to[0])) or real(fd, to, at))

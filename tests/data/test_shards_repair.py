@@ -248,7 +248,7 @@ def test_one_repair_at_a_time(folder):
 def test_dropping_keeps_every_intact_sample_and_says_what_is_lost(example_copy):
     folder = example_copy.path
     index = indexing.load(folder / "vol-3d-00000.idx")
-    ruin(folder / VOLUMES, offset=int(index.members_of(0)[1]["offset"]) + 900)
+    ruin(folder / VOLUMES, offset=index.members_of(0)[1].offset + 900)
     damaged = (folder / VOLUMES).read_bytes()
     (folder / PICTURES).unlink()
     old = Manifest.load(folder).hash
@@ -277,7 +277,7 @@ def test_dropping_keeps_every_intact_sample_and_says_what_is_lost(example_copy):
 def test_a_drop_that_is_killed_before_the_manifest_is_done_again(example_copy, monkeypatch):
     folder = example_copy.path
     index = indexing.load(folder / "vol-3d-00000.idx")
-    ruin(folder / VOLUMES, offset=int(index.members_of(0)[1]["offset"]) + 900)
+    ruin(folder / VOLUMES, offset=index.members_of(0)[1].offset + 900)
     whole = Path(shutil.copytree(folder, folder.parent / "undisturbed"))
     assert mend(whole, drop=True) == []
     with monkeypatch.context() as patch:

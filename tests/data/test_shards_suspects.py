@@ -33,7 +33,7 @@ def test_lists_are_read_once_each_and_a_torn_line_is_left_out(tmp_path):
 def test_only_the_listed_samples_are_read(example_copy, flip):
     tar = example_copy.tar("pic-2d-00000.tar")
     index = indexing.load(indexing.index_path(tar))
-    flip(tar, int(index.members_of(0)[1]["offset"]) + 700)
+    flip(tar, index.members_of(0)[1].offset + 700)
     suspects = [Suspect(tar.name, 0, "pic-a"), Suspect(tar.name, 1, "pic-b")]
     calls = []
     faults = check_samples(example_copy.path, suspects, lambda *call: calls.append(call))
@@ -63,7 +63,7 @@ def test_bytes_that_are_as_written_and_cannot_be_decoded_are_found(example_copy,
     tar = example_copy.tar("pic-2d-00000.tar")
     row = indexing.load(indexing.index_path(tar)).members_of(2)[1]
     data = bytearray(tar.read_bytes())
-    start = int(row["offset"])
+    start = row.offset
     data[start : start + 300] = bytes(300)
     tar.write_bytes(data)
     indexing.rebuild(tar)

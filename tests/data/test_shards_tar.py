@@ -72,7 +72,7 @@ def test_blosc2_opens_a_frame_inside_the_tar_by_offset(example):
 
     tar = example.tar("vol-3d-00000.tar")
     row = load(index_path(tar)).members_of(0)[1]
-    array = blosc2.open(str(tar), mode="r", offset=int(row["offset"]))
+    array = blosc2.open(str(tar), mode="r", offset=row.offset)
     np.testing.assert_array_equal(array[:], example.samples["vol-a"].image)
 
 

@@ -301,7 +301,7 @@ def damaged(folder, tmp_path, keys) -> StreamConfig:
             handle = shards._handle(ref.shard)
             member = handle.index.members_of(ref.ordinal)[1]
             with (tmp_path / handle.path.name).open("r+b") as file:
-                file.seek(int(member["offset"]) + int(member["size"]) // 2)
+                file.seek(member.offset + member.size // 2)
                 byte = file.read(1)[0]
                 file.seek(-1, io.SEEK_CUR)
                 file.write(bytes([byte ^ 8]))

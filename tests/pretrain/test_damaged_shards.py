@@ -28,7 +28,7 @@ def damaged(tiny_shards: Path, tmp_path: Path) -> Path:
         member = handle.index.members_of(ref.ordinal)[1]
         path = folder / Path(str(handle.path)).name
         data = bytearray(path.read_bytes())
-        data[int(member["offset"]) + int(member["size"]) // 2] ^= 8
+        data[member.offset + member.size // 2] ^= 8
         path.write_bytes(data)
     return folder
 

@@ -216,7 +216,7 @@ def test_a_damaged_sample_is_listed_and_the_rest_is_written(built: Path, tmp_pat
     tar = copy / "all-3d-00000.tar"
     data = bytearray(tar.read_bytes())
     member = load(index_path(tar)).members_of(1)[1]
-    data[int(member["offset"]) + int(member["size"]) // 2] ^= 8
+    data[member.offset + member.size // 2] ^= 8
     tar.write_bytes(data)
     done = export(copy, tmp_path / "files")
     assert len(done.failures) == 1
