@@ -53,7 +53,7 @@ def _nifti(path: Path) -> Header:
         head = zlib.decompressobj(wbits=31).decompress(head, 1024)
     if not nifti.matches(head[:512]):
         raise ReadError("no NIfTI header")
-    kind = nib.Nifti2Header if head[4:7] == b"n+2" else nib.Nifti1Header
+    kind = nib.Nifti2Header if head[4:7] in (b"n+2", b"ni2") else nib.Nifti1Header
     header = kind(head[: kind.sizeof_hdr], check=False)
     dtype, (slope, _) = header.get_data_dtype(), header.get_slope_inter()
     shape = header.get_data_shape()
