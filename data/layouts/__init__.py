@@ -6,7 +6,7 @@ new file and a line in `LAYOUTS`.
 
 from __future__ import annotations
 
-from . import dicom_tree, image_folder, litdata, msd, nnunet, table, webdataset
+from . import dicom_tree, image_folder, litdata, medmnist, msd, nnunet, table, webdataset
 from .base import Layout, Refusal, Source
 
 __all__ = ["LAYOUTS", "Layout", "Refusal", "Source"]
@@ -15,6 +15,7 @@ LAYOUTS: dict[str, Layout] = {
     "dicom_tree": dicom_tree,
     "image_folder": image_folder,
     "litdata": litdata,
+    "medmnist": medmnist,
     "msd": msd,
     "nnunet": nnunet,
     "table": table,
