@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import threading
 import time
@@ -15,7 +16,8 @@ from pathlib import Path
 @dataclass
 class Loopback:
     """Serves `folder` at `url`. `faults` lists what happens to the next GETs: "cut" sends half and hangs up,
-    "500" answers so, "stall" sends half and waits, "wrong" flips a bit, "ok" is none; then all is well.
+    "429" and "500" answer so, "stall" sends half and waits, "wrong" flips a bit, "ok" is none; then all is
+    well.
     """
 
     folder: Path
@@ -24,6 +26,8 @@ class Loopback:
     faults: list[str] = field(default_factory=list)
     only: str = ""  # faults hit the files with this in their name
     missing: set[str] = field(default_factory=set)  # answered with 404
+    etags: bool = False  # whether versions of files are told apart: ETag is sent, If-Range is heeded
+    redirects: dict[str, str] = field(default_factory=dict)  # file -> URL, answered with 302
     refused: bool = False  # all answered with 403
     authorization: str = ""  # expected of every request
     seen: list[tuple[str, str, int]] = field(default_factory=list)  # (path, Range or "", bytes sent)
@@ -64,17 +68,22 @@ def serve(folder: Path) -> Iterator[Loopback]:
                 state.authorization and self.headers.get("Authorization") != state.authorization
             ):
                 return self.answer(403)
+            if file.name in state.redirects:
+                return self.answer(302, Location=state.redirects[file.name])
             if file.name in state.missing or not file.is_file():
                 return self.answer(404)
-            if fault == "500":
-                return self.answer(500)
+            if fault in ("429", "500"):
+                return self.answer(int(fault), **{"Retry-After": "0"})
             data, wanted = file.read_bytes(), self.headers.get("Range", "") if state.ranges else ""
-            status, extra = 200, {}
+            etag = f'"{hashlib.md5(data).hexdigest()}"'
+            status, extra = 200, {"ETag": etag} if state.etags else {}
+            if state.etags and self.headers.get("If-Range", etag) != etag:
+                wanted = ""
             if match := re.fullmatch(r"bytes=(\d+)-(\d*)", wanted):
                 first, last = int(match[1]), min(int(match[2] or len(data) - 1), len(data) - 1)
                 if first >= len(data):
                     return self.answer(416)
-                status, extra = 206, {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+                status, extra = 206, extra | {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
                 data = data[first : last + 1]
             if fault == "wrong":
                 data = bytes([*data[:-1], data[-1] ^ 1])
@@ -99,9 +108,11 @@ def serve(folder: Path) -> Iterator[Loopback]:
             if fault in ("cut", "stall"):
                 self.close_connection = True
 
-        def answer(self, status: int) -> None:
+        def answer(self, status: int, **headers: str) -> None:
             state.seen.append((self.path, "", 0))
             self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
