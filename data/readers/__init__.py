@@ -14,7 +14,7 @@ from types import ModuleType
 
 from ..errors import ReadError
 from ..sample import Given, Image
-from . import array, channels, dicom, itk, nifti, raster
+from . import array, channels, dicom, itk, nifti, npz, raster, video
 from .labels import read_label_map
 from .source import head_of
 
@@ -26,8 +26,10 @@ READERS: dict[str, ModuleType] = {
     "raster": raster,
     "array": array,
     "itk": itk,
+    "npz": npz,
+    "video": video,
 }
-TOLD = (array,)  # readers that take `given`
+TOLD = (array, npz, video)  # readers that take `given`
 
 SUFFIXES: dict[str, str] = {suffix: name for name, module in READERS.items() for suffix in module.SUFFIXES}
 
