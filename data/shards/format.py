@@ -5,7 +5,7 @@ A shard is an uncompressed USTAR tar; the members of one sample are adjacent and
     KEY.json      metadata (`META_KEYS`, nothing else)
     KEY.jpg       source JPEG, metadata stripped, never re-encoded; or
     KEY.b2nd      the image [C, D, H, W] or [C, H, W] in its native dtype
-    KEY.l1.b2nd   large pictures: mean of 2x2, and so on (KEY.l2.b2nd ...), so that cost follows output pixels
+    KEY.l2.b2nd   large pictures: mean of 4x4, and so on (KEY.l3.b2nd ...), so that cost follows output pixels
     KEY.seg.b2nd  label map [D, H, W] or [H, W], unsigned integer
 
 Arrays are contiguous Blosc2 frames (codec.py: how they are compressed). A frame with the metalayer `scale`
@@ -45,6 +45,9 @@ CHUNK_3D, BLOCK_3D = 64, 32
 CHUNK_2D, BLOCK_2D = 256, 64
 THINNEST_BLOCK = 4  # voxels across the thickest slices
 TILED_ABOVE_PIXELS = 1024 * 1024  # lossless pictures of more pixels, or of more than 8 bit, are tiled
+# The half size is left out: a quarter of the bytes, for crops that shrink two to four times only. With it a
+# 16-bit radiograph would be 16 % larger than its PNG, without it 6 % smaller.
+FIRST_LEVEL = 2
 SMALLEST_LEVEL = 256  # the last level is the first whose longer side is at most this
 
 DAMAGED = "the shard is damaged: delete it and run the build again, or copy it again"
@@ -152,8 +155,9 @@ def _picture_members(key: str, image: np.ndarray, profile: str) -> Iterator[Memb
     level = 0
     while tiled and max(image.shape[-2:]) > SMALLEST_LEVEL:
         image, level = halve(image), level + 1
-        frame = encode_array(image, *partition(image.shape, None, ndim=2), profile)
-        yield Member(f"{key}.l{level}.b2nd", KIND_IMAGE, level, frame)
+        if level >= FIRST_LEVEL:
+            frame = encode_array(image, *partition(image.shape, None, ndim=2), profile)
+            yield Member(f"{key}.l{level}.b2nd", KIND_IMAGE, level, frame)
 
 
 def check_key(key: str) -> None:

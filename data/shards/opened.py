@@ -97,9 +97,9 @@ class OpenShard:
         full = self.index.array(member.array).shape[1:3]
         with self._naming(member):
             check_box(box, full)
-        levels = [m for m in self.index.members_of(ordinal) if m.kind == KIND_IMAGE]
+        levels = {m.level: m for m in self.index.members_of(ordinal) if m.kind == KIND_IMAGE}
         shrink = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
-        level = min(len(levels) - 1, max(0, math.floor(math.log2(max(shrink, 1.0)))))
+        level = max(n for n in levels if n <= math.log2(max(shrink, 1.0)))
         member, scale = levels[level], 2.0**level
         extent = self.index.array(member.array).shape[1:3]
         low = [math.floor(box[0] / scale), math.floor(box[1] / scale)]

@@ -154,7 +154,7 @@ def test_halve_is_the_mean_of_four_and_repeats_odd_edges():
 def test_members_of_each_kind(example):
     names = {key: [m.name for m in members_of(sample)] for key, sample in example.samples.items()}
     assert names["vol-a"] == ["vol-a.json", "vol-a.b2nd", "vol-a.seg.b2nd"]
-    assert names["pic-a"] == ["pic-a.json", "pic-a.b2nd", "pic-a.l1.b2nd", "pic-a.l2.b2nd"]
+    assert names["pic-a"] == ["pic-a.json", "pic-a.b2nd", "pic-a.l2.b2nd"]
     assert names["pic-b"] == ["pic-b.json", "pic-b.b2nd"]
     assert names["pic-c"] == ["pic-c.json", "pic-c.jpg", "pic-c.seg.b2nd"]
 
