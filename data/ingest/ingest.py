@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..annotations.readings import annotations_meta, annotators_of, mask_paths
 from ..errors import MedloomError
 from ..layouts.base import Source, stem_of
 from ..privacy import key_of, subject_key
-from ..readers import read, read_label_map
+from ..readers import each, read_label_map
 from ..sample import Image, Modality, Organ, Record, Sample
 from ..shards.format import FORMAT_VERSION
 from .preprocess import describe
@@ -26,17 +26,14 @@ _IDENTIFIER = re.compile(r"\b\d+(?:\.\d+){4,}\b")  # DICOM UIDs
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.])(?:/|[A-Za-z]:\\)[^\s,;:()'\"]+")
 
 
-def samples_of(source: Source, record: Record, salt: bytes) -> list[Sample]:
-    """Read a record and its mask; one Sample an image (several for frames).
+def samples_of(source: Source, record: Record, salt: bytes) -> Iterator[Sample]:
+    """Read a record and its mask; one Sample an image (several for frames, tiles), one at a time.
 
     Raises:
-        ReadError: an image or the mask cannot be used; the record is refused as a whole.
+        ReadError: an image or the mask cannot be used; the record is to be refused as a whole.
     """
-    images = read(record.paths, fourth_axis=source.fourth_axis, given=record.given)
-    return [
-        _sample(source, record, image, salt, frame if len(images) > 1 else None)
-        for frame, image in enumerate(images)
-    ]
+    for image in each(record.paths, fourth_axis=source.fourth_axis, given=record.given):
+        yield _sample(source, record, image, salt)
 
 
 def content_hash(array: np.ndarray) -> str:
@@ -70,8 +67,9 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}"
 
 
-def _sample(source: Source, record: Record, image: Image, salt: bytes, frame: int | None) -> Sample:
-    part = "" if frame is None else f"frame-{frame}"
+def _sample(source: Source, record: Record, image: Image, salt: bytes) -> Sample:
+    frame = image.facts.get("frame")  # readers number what is not the file's only image
+    part = image.part or ("" if frame is None else f"frame-{frame}")
     key = key_of(salt, record.dataset, record.name, part)
     modality = record.modality or image.modality or Modality.OTHER
     mask = None

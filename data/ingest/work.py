@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import ShardError
 from ..interop import archive
 from ..privacy import key_of, subject_key
-from ..readers import read
+from ..readers import each
 from ..readers.source import OUT_OF_SPACE
 from ..sample import Record
 from ..shards.codec import single_threaded
@@ -22,6 +22,7 @@ from ..shards.format import Member, members_of
 from ..shards.index import index_path
 from ..shards.writer import ShardWriter
 from .ingest import content_hash, reason_of, samples_of, scrub, secrets_of
+from .spool import Spool
 from .summary import Summary
 from .units import HeldOutSets, Receipt, Unit, receipt_path
 
@@ -77,7 +78,10 @@ def try_records(unit: Unit, numbers: range, salt: bytes, crashed: Mapping[int, s
         if unit.hashes_only:
             _hash(unit, unit.records[number], salt, Receipt(unit.name, unit.inputs))
         else:
-            _encoded(unit, unit.records[number], salt, HeldOutSets(), Receipt(unit.name, unit.inputs))
+            for _ in _encoded(
+                unit, unit.records[number], salt, HeldOutSets(), Receipt(unit.name, unit.inputs)
+            ):
+                pass
 
 
 def _usable(
@@ -95,8 +99,8 @@ def _usable(
 
 def _hash(unit: Unit, record: Record, salt: bytes, receipt: Receipt) -> None:
     try:
-        images = read(record.paths, fourth_axis=unit.source.fourth_axis, given=record.given)
-        receipt.hashes.extend(content_hash(image.array) for image in images)
+        images = each(record.paths, fourth_axis=unit.source.fourth_axis, given=record.given)
+        receipt.hashes.extend([content_hash(image.array) for image in images])
     except Exception as error:
         _refuse(unit, record, salt, receipt, error)
 
@@ -138,23 +142,23 @@ def _shard_name(unit: Unit, kind: str) -> str:
 
 def _encoded(
     unit: Unit, record: Record, salt: bytes, held_out: HeldOutSets, receipt: Receipt
-) -> list[tuple[dict[str, Any], list[Member]]]:
+) -> Iterator[tuple[dict[str, Any], list[Member]]]:
     """Metadata and encoded members of a record's samples; none when it is excluded or refused."""
     key = key_of(salt, record.dataset, record.name)
     if (record.dataset, subject_key(salt, record.dataset, record.subject)) in held_out.subjects:
         receipt.excluded.append((key, SUBJECT_HELD_OUT))
-        return []
-    try:
-        encoded = []
-        for sample in samples_of(unit.source, record, salt):
-            if sample.meta["content_hash"] in held_out.contents:
-                receipt.excluded.append((sample.key, CONTENT_HELD_OUT))
-                continue
-            encoded.append((sample.meta, list(members_of(sample, unit.profile))))
-        return encoded
-    except Exception as error:
-        _refuse(unit, record, salt, receipt, error)
-        return []
+        return
+    with Spool() as spool:
+        try:
+            for sample in samples_of(unit.source, record, salt):
+                if sample.meta["content_hash"] in held_out.contents:
+                    receipt.excluded.append((sample.key, CONTENT_HELD_OUT))
+                    continue
+                spool.put(sample.meta, list(members_of(sample, unit.profile)))
+        except Exception as error:
+            _refuse(unit, record, salt, receipt, error)
+            return
+        yield from spool
 
 
 def _refuse(unit: Unit, record: Record, salt: bytes, receipt: Receipt, error: Exception) -> None:

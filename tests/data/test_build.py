@@ -114,7 +114,7 @@ def test_bad_files_are_listed_with_reasons_and_end_nothing(collection, tmp_path,
 def test_an_unexpected_fault_of_a_decoder_is_listed_too(collection, tmp_path, monkeypatch):
     from medloom.data.ingest import ingest
 
-    real, calls = ingest.read, []
+    real, calls = ingest.each, []
 
     def fails_once(paths, **options):
         calls.append(paths)
@@ -122,7 +122,7 @@ def test_an_unexpected_fault_of_a_decoder_is_listed_too(collection, tmp_path, mo
             raise IndexError("list index out of range")
         return real(paths, **options)
 
-    monkeypatch.setattr(ingest, "read", fails_once)
+    monkeypatch.setattr(ingest, "each", fails_once)
     result = build(collection, tmp_path / "out")
     assert [failure.reason for failure in result.failures] == ["IndexError: list index out of range"]
     assert result.manifest.count == 15
@@ -226,21 +226,21 @@ def test_two_builds_in_one_folder_are_refused(collection, tmp_path):
 def test_a_source_disk_that_goes_away_stops_the_build(collection, tmp_path, monkeypatch, files_of):
     from medloom.data.ingest import ingest
 
-    out, real = tmp_path / "out", ingest.read
+    out, real = tmp_path / "out", ingest.each
 
     def unmounted(paths, **options):
         shutil.move(tmp_path / "in" / "derm", tmp_path / "elsewhere")
-        monkeypatch.setattr(ingest, "read", real)
+        monkeypatch.setattr(ingest, "each", real)
         return real(paths, **options)
 
-    build_ct = ingest.read
+    build_ct = ingest.each
     calls = []
 
     def after_ct(paths, **options):
         calls.append(paths)
         return unmounted(paths, **options) if len(calls) == 9 else build_ct(paths, **options)
 
-    monkeypatch.setattr(ingest, "read", after_ct)
+    monkeypatch.setattr(ingest, "each", after_ct)
     with pytest.raises(ShardError, match="disappeared during the build"):
         build(collection, out)
     assert not list(out.glob("derm*"))

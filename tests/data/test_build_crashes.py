@@ -24,7 +24,7 @@ PATCH = """
 import os
 from medloom.data.ingest import ingest, work
 
-real, left = ingest.read, None
+real, left = ingest.each, None
 
 def read(paths, **options):
     global left
@@ -37,7 +37,7 @@ def read(paths, **options):
         os._exit(3) if how == "exit" else os.kill(os.getpid(), int(how))
     return real(paths, **options)
 
-ingest.read = work.read = read
+ingest.each = work.each = read
 """
 
 
@@ -58,7 +58,7 @@ def poison(tmp_path, monkeypatch):
 
 def refused(collection: Collection, out: Path, name: str, reason: str, **options) -> None:
     """Build here with a reader that refuses the file `name` for `reason`."""
-    real = ingest.read
+    real = ingest.each
 
     def read(paths, **how):
         if paths[0].name == name:
@@ -66,8 +66,8 @@ def refused(collection: Collection, out: Path, name: str, reason: str, **options
         return real(paths, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "read", read)
-        patch.setattr(work, "read", read)
+        patch.setattr(ingest, "each", read)
+        patch.setattr(work, "each", read)
         build(collection, out, **options)
 
 

@@ -94,12 +94,12 @@ def test_an_image_that_crashes_ray_workers_is_found(ray, collection, tmp_path, m
     (tmp_path / "patch" / "sitecustomize.py").write_text(
         "import os, signal\n"
         "from medloom.data.ingest import ingest\n"
-        "real = ingest.read\n"
+        "real = ingest.each\n"
         "def read(paths, **options):\n"
         "    if os.path.basename(paths[0]) == 'Mustermann-3.png':\n"
         "        os.kill(os.getpid(), signal.SIGSEGV)\n"
         "    return real(paths, **options)\n"
-        "ingest.read = read\n"
+        "ingest.each = read\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "patch"))
     result = build(collection, tmp_path / "out", ray="local", workers=1)
