@@ -6,18 +6,20 @@ new file and a line in `LAYOUTS`.
 
 from __future__ import annotations
 
-from . import dicom_tree, image_folder, litdata, medmnist, msd, nnunet, table, webdataset
+from . import cases, dicom_tree, image_folder, litdata, medmnist, msd, nnunet, nnunet_raw, table, webdataset
 from .base import Layout, Refusal, Source
 
 __all__ = ["LAYOUTS", "Layout", "Refusal", "Source"]
 
 LAYOUTS: dict[str, Layout] = {
+    "cases": cases,
     "dicom_tree": dicom_tree,
     "image_folder": image_folder,
     "litdata": litdata,
     "medmnist": medmnist,
     "msd": msd,
     "nnunet": nnunet,
+    "nnunet_raw": nnunet_raw,
     "table": table,
     "webdataset": webdataset,
 }

@@ -35,7 +35,7 @@ def describe(source: Source) -> Source:
     """Fill modality and mask classes from dataset.json where the collection does not state them."""
     facts = _read(source.root)
     classes = source.mask_classes or mask_classes_of(facts)
-    return replace(source, modality=source.modality or _modality(facts, source), mask_classes=classes)
+    return replace(source, modality=source.modality or modality_of(facts, source), mask_classes=classes)
 
 
 def scan(
@@ -121,7 +121,8 @@ def mask_classes_of(facts: dict[str, Any]) -> dict[int, str]:
     return dict(sorted(classes.items()))
 
 
-def _modality(facts: dict[str, Any], source: Source) -> Modality:
+def modality_of(facts: dict[str, Any], source: Source) -> Modality:
+    """The one modality of the channels in a dataset.json. Raises CollectionError when there is not one."""
     channels = facts.get("modality") or facts.get("channel_names") or {}
     words = [str(word) for word in (channels.values() if isinstance(channels, dict) else [channels])]
     mend = f"state `modality` in source {source.dataset}"
