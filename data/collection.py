@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .annotations.kinds import parse_kinds, tidy_labels
+from .annotations.names import read_names
+from .annotations.options import check_annotations
 from .config import structured
 from .errors import CollectionError, ConfigError, nearest
 from .layouts import LAYOUTS, Refusal, Source
@@ -54,6 +56,9 @@ class SourceConfig:
     mask_classes: dict[int, str] = field(default_factory=dict)  # names of mask values
     mask_values: Any = None  # null: as they are | nonzero | {value in the file: value in the shard}
     fourth_axis: str = "channels"  # what a 4D file's last axis is: channels | frames
+    mask_names: str | None = None  # file of names of mask values, relative to `root` of the source
+    masks_from: str = "files"  # files | polygons: draw the masks from the outlines
+    consensus: str | None = None  # of several annotators, where there is no other mask: majority | staple
     label_kinds: dict[str, Any] = field(default_factory=dict)  # see data/annotations/kinds.py
     options: dict[str, Any] = field(default_factory=dict)  # of the layout
 
@@ -197,13 +202,16 @@ def source_of_config(config: SourceConfig, root: Path, where: str) -> Source:
         splits=_splits(config.splits or [], f"{where}.splits"),
         exclude=tuple(config.exclude),
         classes=tuple(config.classes),
-        mask_classes=dict(config.mask_classes),
+        mask_classes=(read_names(folder / config.mask_names) if config.mask_names else {})
+        | dict(config.mask_classes),
         mask_values=_mask_values(config.mask_values, f"{where}.mask_values"),
         fourth_axis=config.fourth_axis,
         label_kinds=parse_kinds(config.label_kinds, f"{where}.label_kinds"),
+        masks_from=config.masks_from,
+        consensus=config.consensus,
         options=structured(layout.Options, config.options, where=f"{where}.options ({config.layout})"),
     )
-    return layout.describe(source)
+    return check_annotations(layout.describe(source), where)
 
 
 def scan(collection: Collection, progress: Progress | None = None, *, may_be_empty: bool = False) -> Scan:

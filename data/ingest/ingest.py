@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from ..annotations.readings import annotations_meta, annotators_of, mask_paths
+from ..annotations.readings import annotations_meta, annotations_of, annotators_of, mask_paths
 from ..errors import MedloomError
 from ..layouts.base import Source, stem_of
 from ..privacy import key_of, subject_key
-from ..readers import each, read_label_map
+from ..readers import each
 from ..sample import Image, Modality, Organ, Record, Sample
 from ..shards.format import FORMAT_VERSION
 from .preprocess import describe
@@ -72,9 +72,7 @@ def _sample(source: Source, record: Record, image: Image, salt: bytes) -> Sample
     part = image.part or ("" if frame is None else f"frame-{frame}")
     key = key_of(salt, record.dataset, record.name, part)
     modality = record.modality or image.modality or Modality.OTHER
-    mask = None
-    if record.mask is not None:
-        mask = read_label_map(record.mask, image, cast(Any, source.mask_values), record.given)
+    found = annotations_of(source, record, image)
     study = None if record.study is None else subject_key(salt, record.dataset, f"study {record.study}")
     meta: dict[str, Any] = {
         "format": FORMAT_VERSION,
@@ -95,22 +93,9 @@ def _sample(source: Source, record: Record, image: Image, salt: bytes) -> Sample
         "subject": subject_key(salt, record.dataset, record.subject),
         "study": study,
         "split": record.split,
-        "mask": None if mask is None else _mask_meta(mask, source),
         "frame": frame,
         "facts": image.facts,
         "content_hash": content_hash(image.array),
-        **annotations_meta(source, record, image, salt),
+        **annotations_meta(source, record, found, salt),
     }
-    return Sample(key=key, image=image.array, mask=mask, jpeg=image.jpeg, meta=meta)
-
-
-def _mask_meta(mask: np.ndarray, source: Source) -> dict[str, Any]:
-    """Names of the classes: those that the collection declares, else the values that occur."""
-    present = [int(value) for value in np.unique(mask) if value]
-    names = source.mask_classes or {value: str(value) for value in present}
-    return {
-        "classes": {str(value): name for value, name in sorted(names.items())},
-        "present": present,
-        "shape": [int(n) for n in mask.shape],
-        "dtype": mask.dtype.name,
-    }
+    return Sample(key=key, image=image.array, mask=found.mask, jpeg=image.jpeg, meta=meta)

@@ -53,6 +53,8 @@ class Source:
     mask_values: dict[int, int] | str | None = None  # None as they are | "nonzero" | {old: new}
     fourth_axis: str = "channels"  # or "frames"
     label_kinds: dict[str, LabelKind] = field(default_factory=dict)
+    masks_from: str = "files"  # or "polygons"
+    consensus: str | None = None  # "majority" | "staple": of annotators' masks, where there is no other mask
     options: Any = None  # the layout's own Options
 
     def relative(self, path: Path) -> str:

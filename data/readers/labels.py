@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..annotations.mismatch import explain
 from ..errors import ReadError
 from ..sample import Given, Image
 from . import array as arrays
@@ -56,7 +57,7 @@ def read_label_map(
     if array.shape[1:] != expected:
         raise ReadError(
             f"{path.name}: mask shape {array.shape[1:]}, image shape {expected}; "
-            "resample it on the image's grid"
+            f"{explain(array.shape[1:], affine, expected, like.affine)}"
         )
     if affine is not None and like.affine is not None and len(expected) == 3:
         _check_grid(path.name, affine, like, expected)
@@ -88,7 +89,7 @@ def _check_grid(name: str, affine: np.ndarray, like: Image, shape: tuple[int, ..
     if away > bound:
         raise ReadError(
             f"{name}: the mask's affine puts a corner {away:.3g} mm from the image's, expected at most "
-            f"{bound:.3g} mm; resample the mask or copy the right header"
+            f"{bound:.3g} mm: {explain(shape, affine, shape, like.affine)}"
         )
 
 
