@@ -16,7 +16,10 @@ from collections.abc import Sequence
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "check this machine: versions, GPU, disk, shards against ranks and workers, W&B"),
     "phantoms": ("phantoms", "generate the built-in collection of synthetic phantoms"),
+    "catalog": ("catalog", "facts about 1,314 public datasets: search, relations, licences, routes"),
+    "data": ("data", "from public datasets to a clean collection: fetch, and more"),
     "shards": ("shards", "build, check and show shards"),
+    "gallery": ("gallery", "shards as a page to look through: modality x organ, slices, label maps"),
     "pretrain": ("pretrain", "pretrain an encoder from shards"),
     "finetune": ("finetune", "fine-tune an encoder on a held-out task, beside the from-scratch baseline"),
     "evaluate": ("evaluate", "score a fine-tuned run on its test split: per-case table and report"),

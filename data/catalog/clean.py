@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, nearest
 from .graph import Relative
-from .records import Dataset
+from .records import Basis, Dataset
 from .vocabulary import Companion
 
 if TYPE_CHECKING:
@@ -30,6 +30,25 @@ class CleanFor:
     excluded: tuple[Relative, ...]  # certain and possible relatives, surest first
     # Of `clean`: the same modality and organ as a target, or (Decathlon) the same hospital; nothing recorded.
     unknown: tuple[Dataset, ...]
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What this answer cannot know, in sentences."""
+        recalled = sum(relative.basis is Basis.RECALLED for relative in self.excluded)
+        found = [
+            "a relation that nobody recorded: no entry is no proof that two sets share no patient",
+            "private sets and own records without `overlaps`",
+        ]
+        if recalled:
+            found.append(f"{recalled} of the {len(self.excluded)} exclusions rest on recalled relations")
+        if self.unknown:
+            found.append(
+                f"{len(self.unknown)} clean sets have the task's modality and organ or hospital: "
+                "only content can tell (`medloom data curate`)"
+            )
+        if not self.excluded:
+            found.append("no relation of the task is recorded at all, so nothing could be excluded")
+        return tuple(found)
 
     @property
     def ids(self) -> frozenset[str]:

@@ -26,7 +26,11 @@ class Basis(StrEnum):
 
 
 MARKS = {Basis.READ: "", Basis.PARTLY_RECALLED: "~", Basis.RECALLED: "~~", Basis.OWN: "+"}
-LEGEND = "~ some fields recalled, not re-read   ~~ all recalled   + your own record"
+MEANING = {
+    "~": "some facts recalled, not re-read (`show` says which kind)",
+    "~~": "all facts recalled, not re-read",
+    "+": "your own record",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +69,20 @@ class Dataset:
         return Basis.RECALLED if recalled.issuperset(self.sources) else Basis.PARTLY_RECALLED
 
     @property
+    def recalled(self) -> tuple[str, ...]:
+        """What of this row was recalled and not re-read, in sentences; empty when nothing was."""
+        found = []
+        if self.basis is Basis.RECALLED:
+            found.append("all fields were recalled; no source was read")
+        elif "other:curated" in self.sources:
+            found.append("some fields were filled or corrected from memory; which ones is not recorded")
+        if "other:li2021-recalled" in self.sources:
+            found.append("that Li et al. 2021 lists it was recalled; its tables could not be opened")
+        return tuple(found)
+
+    @property
     def mark(self) -> str:
-        """The sign of `basis` that every view shows: see LEGEND."""
+        """The sign of `basis` that every view shows: see MEANING."""
         return MARKS[self.basis]
 
 

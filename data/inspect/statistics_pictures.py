@@ -50,31 +50,31 @@ def draw(report: dict[str, Any], out: Path) -> list[Path]:
     labelled = [name for name in names if report["sources"][name]["labels"]]
     if labelled:
         figures["labels"] = _labels(report, labelled)
-    return [_save(figure, out / f"{name}.png") for name, figure in figures.items()]
+    return [save(figure, out / f"{name}.png") for name, figure in figures.items()]
 
 
 def _counts(report: dict[str, Any]) -> Figure:
     """Samples by source, modality, organ, licence and split."""
     panels = [("source", {name: source["samples"] for name, source in report["sources"].items()})]
     panels += [(name, by(report, name)) for name in ("modality", "organ", "licence", "split")]
-    shown = [(name, _cut(values)) for name, values in panels]
+    shown = [(name, cut(values)) for name, values in panels]
     left, right = [shown[0], *shown[3:]], shown[1:3]
     heights = [sum(len(values) + 3 for _, values in column) for column in (left, right)]
-    figure = _figure(13, 0.6 + 0.22 * max(heights))
+    figure = new_figure(13, 0.6 + 0.22 * max(heights))
     columns: Any = figure.subfigures(1, 2, wspace=0.02)
     for part, column, height in zip(columns, (left, right), heights, strict=True):
         ratios = [len(values) + 3 for _, values in column]
         rest = [max(heights) - height] if height < max(heights) else []  # so that all bars are as thick
         axes = part.subplots(len(ratios) + len(rest), 1, height_ratios=ratios + rest, squeeze=False)[:, 0]
         for one, (name, values) in zip(axes[: len(ratios)], column, strict=True):
-            _bars(one, f"samples by {name} (logarithmic)", values, logarithmic=True)
+            bars(one, f"samples by {name} (logarithmic)", values, logarithmic=True)
         for one in axes[len(ratios) :]:
             one.axis("off")
     figure.suptitle(_title(report), x=0.01, ha="left", fontsize=11, color=INK)
     return figure
 
 
-def _bars(axes: Axes, title: str, values: dict[str, int], *, logarithmic: bool = False) -> None:
+def bars(axes: Axes, title: str, values: dict[str, int], *, logarithmic: bool = False) -> None:
     """Horizontal bars, each with its number."""
     names, counts = list(values), [float(count) for count in values.values()]
     most = max(counts, default=1.0)
@@ -97,7 +97,7 @@ def _bars(axes: Axes, title: str, values: dict[str, int], *, logarithmic: bool =
 def _quantities(report: dict[str, Any], names: Sequence[str]) -> Figure:
     """One row a source, one column a quantity."""
     columns = [c for c in COLUMNS if any(_has(report, name, c[1]) for name in report["sources"])]
-    figure = _figure(2.6 + 1.55 * len(columns), 1.3 + 0.52 * len(names))
+    figure = new_figure(2.6 + 1.55 * len(columns), 1.3 + 0.52 * len(names))
     grid = figure.subplots(
         len(names), len(columns), sharex="col", squeeze=False, gridspec_kw={"wspace": 0.12, "hspace": 0.08}
     )
@@ -167,23 +167,23 @@ def _labels(report: dict[str, Any], names: Sequence[str]) -> Figure:
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     tallest = [
-        max(len(_cut(values, 12)) for _, values in panels[row * across : (row + 1) * across])
+        max(len(cut(values, 12)) for _, values in panels[row * across : (row + 1) * across])
         for row in range(down)
     ]
-    figure = _figure(4.6 * across, 0.6 + sum(0.22 * n + 0.75 for n in tallest))
+    figure = new_figure(4.6 * across, 0.6 + sum(0.22 * n + 0.75 for n in tallest))
     grid = figure.subplots(down, across, squeeze=False, height_ratios=[n + 2.5 for n in tallest])
     for number, axes in enumerate(grid.flat):
         if number >= len(panels):
             axes.axis("off")
             continue
         title, values = panels[number]
-        _bars(axes, _short(title, 52), _numbered(_cut(values, 12)))
+        bars(axes, _short(title, 52), _numbered(cut(values, 12)))
         axes.set_ylim(tallest[number // across] - 0.4, -0.6)  # bars as thick as their neighbours'
     figure.suptitle(_title(report) + " · labels", x=0.01, ha="left", fontsize=11, color=INK)
     return figure
 
 
-def _cut(values: dict[str, int], most: int = LISTED) -> dict[str, int]:
+def cut(values: dict[str, int], most: int = LISTED) -> dict[str, int]:
     """The most frequent values, the rest under one name."""
     ordered = sorted(values.items(), key=lambda item: -item[1])
     if len(ordered) <= most:
@@ -230,13 +230,13 @@ def _bare(axes: Axes, *kept: str) -> None:
     axes.tick_params(axis="y", length=0, colors=INK)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure((width, height), layout="constrained", facecolor="white")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     """Write as PNG, atomically. A Figure of its own draws with Agg and needs no display."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
