@@ -23,6 +23,7 @@ from typing import Any
 
 from ..errors import CollectionError, ConfigError, nearest
 from ..sample import Given, Record, parse_modality, parse_organ
+from .annotators import one_record_each
 from .base import Progress, Refusal, Source, compiled, counted, parse_split, readable
 
 _TEMPLATE = re.compile(r"\{([^{}]+)\}")
@@ -38,6 +39,7 @@ _KEYS = (
     "split",
     "modality",
     "organ",
+    "annotator",
 )  # name one column each
 _ROLES = ("modality", "organ", "split", "label")
 
@@ -59,6 +61,7 @@ class Options:
     split: str | None = None
     modality: str | None = None
     organ: str | None = None
+    annotator: str | None = None  # column: rows of one image by several annotators become its readings
     words: dict[str, Any] = field(default_factory=dict)  # {role: {the table's word: ours}}
 
     def __post_init__(self) -> None:
@@ -90,8 +93,11 @@ def scan(
     table = root / options.file
     columns, rows = _read(table, _needed(options))
     _check_columns(table, columns, options)
-    for row in counted(rows, source.dataset, progress):
-        yield _item(root, source, options, row)
+    items = ((_item(root, source, options, row), row) for row in counted(rows, source.dataset, progress))
+    if options.annotator is None:
+        yield from (item for item, _ in items)
+    else:
+        yield from one_record_each((item, _text(row, options.annotator)) for item, row in items)
 
 
 def _item(root: Path, source: Source, options: Options, row: dict[str, Any]) -> Record | Refusal:
