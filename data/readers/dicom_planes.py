@@ -6,6 +6,7 @@ take geometry and rescaling from their functional groups.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def planes_of(name: str, dataset: Any) -> list[Plane]:
 def _pixels(name: str, dataset: Any) -> np.ndarray:
     """Stored pixels [F, C, H, W]: colours as RGB, MONOCHROME1 inverted, lookup tables applied."""
     try:
+        _check_bits(name, dataset)
         array = dataset.pixel_array
         photometric = fields.text(dataset, "PhotometricInterpretation").upper()
         if photometric == "PALETTE COLOR":
@@ -61,18 +63,37 @@ def _pixels(name: str, dataset: Any) -> np.ndarray:
     except Exception as error:  # every decoder plug-in raises its own kinds
         line = fields.line(error, dataset)
         raise ReadError(f"{name}: pixels cannot be decoded ({line}); copy it again") from error
-    frames, colours = fields.count(dataset, "NumberOfFrames") or 1, array.shape[-1]
-    if photometric == "PALETTE COLOR" or fields.count(dataset, "SamplesPerPixel") > 1:
-        array = np.moveaxis(array.reshape(frames, *array.shape[-3:]), -1, 1)
-        if colours == 3 and all(np.array_equal(array[:, 0], array[:, channel]) for channel in (1, 2)):
-            array = array[:, :1]
-    else:
-        array = array.reshape(frames, 1, *array.shape[-2:])
+    coloured = photometric == "PALETTE COLOR" or fields.count(dataset, "SamplesPerPixel") > 1
+    array = _frames(name, dataset, array, coloured)
+    if array.shape[1] == 3 and all(np.array_equal(array[:, 0], array[:, channel]) for channel in (1, 2)):
+        array = array[:, :1]
     if photometric == "MONOCHROME1" and array.dtype.kind in "iu":
         top = 2 ** fields.count(dataset, "BitsStored", 8 * array.dtype.itemsize) - 1
         # Signed stored values lie around -1/2, unsigned ones around top/2.
         array = (np.array(-1 if array.dtype.kind == "i" else top, array.dtype) - array).astype(array.dtype)
     return array
+
+
+def _check_bits(name: str, dataset: Any) -> None:
+    """Refuse values that do not lie at the low end of their words: decoders cut them wrongly and silently."""
+    stored, high = fields.count(dataset, "BitsStored"), fields.count(dataset, "HighBit")
+    packed = "PixelData" in dataset and dataset["PixelData"].is_undefined_length
+    if stored and high > stored - 1 and not packed:
+        raise ReadError(
+            f"{name}: {stored} bits stored with high bit {high}, expected {stored - 1}; convert it (dcmconv)"
+        )
+
+
+def _frames(name: str, dataset: Any, array: np.ndarray, coloured: bool) -> np.ndarray:
+    """[F, C, H, W] of what pydicom decoded: [H, W], [F, H, W], [H, W, C] or [F, H, W, C]."""
+    plane = array.shape[-3:] if coloured else array.shape[-2:]
+    said, found = fields.count(dataset, "NumberOfFrames") or 1, array.size // math.prod(plane)
+    if said != found:
+        raise ReadError(
+            f"{name}: pixels of {found} frames where the header says {said}; repair NumberOfFrames or copy it"
+        )
+    array = array.reshape(found, *plane)
+    return np.moveaxis(array, -1, 1) if coloured else array[:, None]
 
 
 def _frame_geometry(

@@ -70,6 +70,13 @@ def by_itk(*, atol: float = 0.0) -> Check:
     return check
 
 
+def by_flat_itk(paths: list[Path], images: list[Image]) -> None:
+    """SimpleITK sees the same pixels of one picture."""
+    xyz, _ = itk_volume(paths)
+    seen = xyz.reshape(*xyz.shape[:2], -1).transpose(2, 1, 0)
+    assert np.array_equal(images[0].array, seen)
+
+
 def by_nibabel(*, scale: float = 1.0) -> Check:
     """nibabel sees the same voxels in the same places; `scale` millimetres a unit."""
 
