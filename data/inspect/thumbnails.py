@@ -73,9 +73,9 @@ def thumbnail(shards: Shards, ref: SampleRef, size: int, meta: Mapping[str, Any]
     planes = []
     for axis, height, width in ((0, size, size), (1, size // 2, size // 2), (2, size // 2, size // 2)):
         image = np.take(_read_plane(shards, ref, meta, axis, place[axis]), 0, axis=axis + 1)
-        outline = None if mask is None else _radiological(np.take(mask, place[axis], axis=axis))
+        outline = None if mask is None else radiological(np.take(mask, place[axis], axis=axis))
         inner = tuple(mm for other, mm in enumerate(spacing) if other != axis)
-        planes.append(_fit(_radiological(image), outline, inner, height, width, meta))
+        planes.append(_fit(radiological(image), outline, inner, height, width, meta))
     axial, coronal, sagittal = planes
     return np.concatenate([axial, np.concatenate([coronal, sagittal], axis=1)])
 
@@ -133,7 +133,7 @@ def _section(mask: np.ndarray | None, meta: Mapping[str, Any]) -> list[int]:
     return [min((int(a) + int(b)) // 2, end) for a, b, end in zip(box[0], box[1], last, strict=True)]
 
 
-def _radiological(plane: np.ndarray) -> np.ndarray:
+def radiological(plane: np.ndarray) -> np.ndarray:
     """Turn the last two axes from (to the head or front, to the right or front) to what is printed."""
     return plane[..., ::-1, ::-1]
 
@@ -151,7 +151,7 @@ def _fit(
     scale = min(height / extent[0], width / extent[1])
     target = [max(1, min(round(mm * scale), most)) for mm, most in zip(extent, (height, width), strict=True)]
     image = np.ascontiguousarray(image)
-    pixels = _to_rgb(resize(image, (0, 0, *image.shape[1:]), target), meta)
+    pixels = to_rgb(resize(image, (0, 0, *image.shape[1:]), target), meta)
     if labels is not None:
         pixels = draw_outlines(pixels, labels)
     canvas = np.zeros((height, width, 3), np.uint8)
@@ -160,7 +160,7 @@ def _fit(
     return canvas
 
 
-def _to_rgb(image: np.ndarray, meta: Mapping[str, Any]) -> Pixels:
+def to_rgb(image: np.ndarray, meta: Mapping[str, Any]) -> Pixels:
     """Window [C, h, w] to [h, w, 3]; colour when it has three channels of one picture, else its first."""
     low, high = window_of(meta)
     shown = slice(0, 3) if image.shape[0] == 3 and int(meta["ndim"]) == 2 else slice(0, 1)

@@ -87,7 +87,8 @@ def catalog_page(catalog: Catalog) -> str:
 
 def payload(catalog: Catalog) -> dict[str, Any]:
     """What the page is made from, as plain JSON values."""
-    rows = [_row(catalog, dataset) for dataset in catalog]
+    patterns: dict[tuple[str, ...], int] = {}
+    rows = [_row(dataset) | sections(catalog, dataset, patterns) for dataset in catalog]
     place = {overlap: number for number, overlap in enumerate(catalog.overlaps)}
     return {
         "title": "Catalogue of medical image datasets",
@@ -96,12 +97,13 @@ def payload(catalog: Catalog) -> dict[str, Any]:
         "relations": [_relation(overlap) for overlap in catalog.overlaps],
         "relatives": _relatives(catalog, place),
         "bases": BASES,
+        "commands": [list(pattern) for pattern in patterns],
         "access": ACCESS,
         "recalled": sorted(RECALLED),
     }
 
 
-def _row(catalog: Catalog, dataset: Dataset) -> dict[str, Any]:
+def _row(dataset: Dataset) -> dict[str, Any]:
     """One dataset; what is unknown or empty is left out."""
     facets = {
         "modality": [str(token) for token in dataset.modalities],
@@ -130,7 +132,7 @@ def _row(catalog: Catalog, dataset: Dataset) -> dict[str, Any]:
         "download": list(dataset.download),
         "notes": dataset.notes,
         "sources": list(dataset.sources),
-        "sections": sections(catalog, dataset),
+        "remembered": list(dataset.recalled),
         "words": haystack(dataset),
         **_paper(dataset.paper),
     }

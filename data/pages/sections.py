@@ -1,38 +1,90 @@
-"""What the view of a dataset shows beyond its row: facts of the Decathlon and of MedMNIST, published scores.
+"""What the view of a dataset shows beyond its row: its route, published scores, facts of two benchmarks.
 
 A section is {title, note, basis, rows: [[name, value]], table: {head, rows}}; a value is text, a number, a
-list, {url, text} or {code}. Scores that are recalled carry that basis, which the page marks.
+list, {url, text}, {code} or {basis, text}. What is recalled carries that basis, which the page marks. The
+commands are those of `medloom catalog show`; datasets share them but for their id, so a row names a pattern.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..catalog import Catalog
-from ..catalog.records import Dataset, MedMnistSet, MsdTask
+from ..catalog.records import BUILT_IN, Dataset, MedMnistSet, MsdTask
+from ..catalog.routes import Baseline, Route, route
 
 Section = dict[str, Any]
-
-_MSD_SCORES = {
-    "nnunet_2018_phase1_dsc": "nnU-Net, phase 1, Dice",
-    "nnunet_leaderboard_dsc": "nnU-Net, leaderboard, Dice",
-    "nnunet_leaderboard_nsd": "nnU-Net, leaderboard, NSD", "swin_unetr_dsc": "Swin UNETR, Dice",
-    "swin_unetr_nsd": "Swin UNETR, NSD",
-}  # fmt: skip
+ID = "{id}"  # in a pattern of commands
 
 
-def sections(catalog: Catalog, dataset: Dataset) -> list[Section]:
-    """Sections of one dataset, in order; most have none."""
-    found: list[Section] = []
+def sections(catalog: Catalog, dataset: Dataset, patterns: dict[tuple[str, ...], int]) -> dict[str, Any]:
+    """{"sections": [...], "commands": number of a pattern}, each where there is one.
+
+    Args:
+        patterns: of commands so far, with their numbers; a new one is added.
+    """
+    way = route(catalog, dataset.id)
+    found = [_route(way)] if way.leaderboard or way.metrics or way.tasks else []
+    if way.baselines:
+        found.append(_baselines(way.baselines))
     if dataset.id in catalog.msd:
-        found += _msd(catalog.msd[dataset.id])
+        found.append({"title": "In the Decathlon", "rows": _msd(catalog.msd[dataset.id])})
     if dataset.id in catalog.medmnist:
-        found += _medmnist(catalog.medmnist[dataset.id])
-    return found
+        found.append({"title": "In MedMNIST", "rows": _medmnist(catalog.medmnist[dataset.id])})
+    row: dict[str, Any] = {"sections": found} if found else {}
+    if dataset.origin == BUILT_IN:
+        pattern = tuple(_pattern(command, dataset.id) for command in way.commands)
+        row["commands"] = patterns.setdefault(pattern, len(patterns))
+    return row
 
 
-def _msd(task: MsdTask) -> list[Section]:
-    facts = [
+def _pattern(command: str, identifier: str) -> str:
+    """The command with `{id}` for the id, where that stands alone or ends a path."""
+    return re.sub(rf"(?<![\w-]){re.escape(identifier)}(?![\w-])", ID, command)
+
+
+def _route(way: Route) -> Section:
+    """Leaderboard, metrics and the task records here, each with its basis."""
+    rows: list[list[Any]] = []
+    if way.leaderboard:
+        rows.append(["Leaderboard", [{"url": way.leaderboard.value}, *_basis(way.leaderboard.basis)]])
+    if way.metrics:
+        rows.append(["Metrics", [", ".join(way.metrics), *_basis(way.metrics_basis)]])
+    for task in way.tasks:
+        part = "a copy or sub-sample of these cases" if task.part else ""
+        rows.append(["Task here", [{"code": task.name}, ", ".join(task.metrics), *([part] if part else [])]])
+    return {"title": "Route", "rows": rows}
+
+
+def _basis(text: str) -> list[dict[str, str]]:
+    """What the page shows beneath a fact: where it is from; recalled ones are marked."""
+    return [{"basis": "recalled" if text.startswith("recalled") else "read", "text": text}] if text else []
+
+
+def _baselines(baselines: tuple[Baseline, ...]) -> Section:
+    """Published results, a row each; their source and status above."""
+    names = list(dict.fromkeys(name for baseline in baselines for name in baseline.scores))
+    rows = [
+        [baseline.name, *[_score(baseline, name) for name in names]] for baseline in baselines
+    ]  # fmt: skip
+    told = [f"{b.source} ({b.status})" for b in baselines]
+    recalled = any(b.status.startswith("recalled") for b in baselines)
+    return {
+        "title": "Published scores",
+        "note": f"In {baselines[0].unit}. From {'; '.join(dict.fromkeys(told))}.",
+        "basis": "recalled" if recalled else "read",
+        "table": {"head": ["Method", *names], "rows": rows},
+    }
+
+
+def _score(baseline: Baseline, name: str) -> str:
+    score = baseline.scores.get(name)
+    return "" if score is None else f"{score:.{2 if baseline.unit == 'percent' else 3}f}"
+
+
+def _msd(task: MsdTask) -> list[list[Any]]:
+    return [
         ["Task", f"{task.task_id} {task.name}"],
         ["Channels", ", ".join(task.channels.values())],
         ["Labels", _numbered(task.labels)],
@@ -40,55 +92,18 @@ def _msd(task: MsdTask) -> list[Section]:
         ["Median", f"{_times(task.median_spacing_mm)} mm, {_times(task.median_shape)} voxels (x, y, z)"],
         ["Archive", [{"url": task.url_aws}, {"code": f"md5 {task.archive_md5}"}]],
         ["From", task.institution],
-        ["NSD tolerance", f"{task.nsd_tolerance_mm:g} mm ({task.nsd_tolerance_status})"],
     ]
-    structures = [name for value, name in task.labels.items() if value]
-    rows = [
-        [title, *[f"{score:.2f}" for score in task.scores[name]]]
-        for name, title in _MSD_SCORES.items() if len(task.scores.get(name, ())) == len(structures)
-    ]  # fmt: skip
-    scores = {
-        "title": "Published scores",
-        "note": f"In percent. From {task.results_source}. Status: {task.results_status}.",
-        "basis": "recalled" if task.results_status.startswith("recalled") else "read",
-        "table": {"head": ["Method", *structures], "rows": rows},
-    }
-    return [{"title": "In the Decathlon", "rows": facts}, *([scores] if rows else [])]
 
 
-def _medmnist(item: MedMnistSet) -> list[Section]:
-    archives = [{"url": item.url[size], "text": f"{size} px"} for size in item.sizes]
-    facts = [
+def _medmnist(item: MedMnistSet) -> list[list[Any]]:
+    return [
         ["Task", item.task],
         ["Labels", _numbered(item.labels)],
         ["Split", f"{item.n_train:,} train, {item.n_val:,} validation, {item.n_test:,} test"],
         ["Channels", item.n_channels],
-        ["Archives", archives],
+        ["Archives", [{"url": item.url[size], "text": f"{size} px"} for size in item.sizes]],
         ["Made from", item.source_dataset],
     ]
-    rows = []
-    for name in dict.fromkeys(key.rpartition("_")[0] for key in item.scores):
-        values = [item.scores.get(f"{name}_{what}") for what in ("auc", "acc")]
-        rows.append([_method(name), *["" if value is None else f"{value:.3f}" for value in values]])
-    scores = {
-        "title": "Published scores", "note": f"Test split. From {item.results_source}.", "basis": "read",
-        "table": {"head": ["Method", "AUC", "Accuracy"], "rows": rows},
-    }  # fmt: skip
-    return [{"title": "In MedMNIST", "rows": facts}, *([scores] if rows else [])]
-
-
-def _method(name: str) -> str:
-    """`resnet_18_224` -> `ResNet-18, 224 px`; `resnet_50_acs` -> `ResNet-50, ACS`."""
-    known = {
-        "auto_sklearn": "auto-sklearn",
-        "autokeras": "AutoKeras",
-        "google_automl_vision": "Google AutoML Vision",
-    }
-    if name in known:
-        return known[name]
-    family, depth, rest = name.split("_")
-    tail = {"25d": "2.5D", "3d": "3D", "acs": "ACS"}.get(rest, f"{rest} px")
-    return f"{family.replace('resnet', 'ResNet')}-{depth}, {tail}"
 
 
 def _numbered(labels: dict[int, str]) -> str:

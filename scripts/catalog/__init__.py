@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "related": "datasets that share or may share cases with one, with the path of relations",
     "clean-for": "what may be pretrained on without touching a held-out task",
     "licence": "effective terms of a mixture of datasets, and whether weights may be shared",
+    "page": "the whole catalogue as one HTML file: facets, search, relations as graphs; no server",
     "stats": "count by modality, organ, category, year, licence, access: tables and pictures",
     "validate": "check the tables, or your own records; exit status 1 on a fault",
     "report-error": "print a patch that corrects a record, for `git apply` or a pull request",

@@ -19,14 +19,16 @@ class Detail {
       this.body.innerHTML = `<h1 tabindex="-1">No dataset “${esc(id)}”</h1><p><a href="#/">Back to the catalogue</a></p>`;
       return;
     }
-    this.body.innerHTML = `${this.head(row)}${this.facts(row)}${this.relations(row)}${(row.sections || []).map((part) => this.section(part)).join("")}`;
+    this.body.innerHTML = `${this.head(row)}${this.facts(row)}${this.relations(row)}${(row.sections || []).map((part) => this.section(part)).join("")}${this.commands(row)}`;
     this.drawGraph();
     this.body.querySelector("h1").focus({ preventScroll: true });
   }
 
   head(row) {
     const kinds = ["modality", "organ", "task"].map((key) => said(row, key));
-    const basis = row.basis === "read" ? "" : `<p class="note">${basisMark(row.basis)} ${esc(this.data.bases[row.basis])}</p>`;
+    const told = row.remembered ? row.remembered.join("; ") : this.data.bases[row.basis];
+    const why = told && `${told[0].toUpperCase()}${told.slice(1)}${told.endsWith(".") ? "" : "."}`;
+    const basis = row.basis === "read" ? "" : `<p class="note">${basisMark(row.basis)} ${esc(why)}</p>`;
     return `<p class="kicker mono">${esc(row.id)}</p><h1 tabindex="-1">${esc(row.name)}</h1>
 <p class="lead soft">${[...kinds, row.year].filter(Boolean).join(" · ")}</p>${basis}`;
   }
@@ -69,7 +71,7 @@ class Detail {
     this.all = reached.length <= 26;
     const button = far ? `<button type="button" class="quiet eases" id="reach" aria-pressed="${this.all}">Through others too (${far})</button>` : "";
     return `<section class="relations"><div class="bar-of"><h2>Relations</h2>${button}</div>
-<p class="soft">${plural(sure, "dataset")} share${sure === 1 ? "s" : ""} cases with it${possible ? `, ${number(possible)} more may` : ""}, as far as relations are recorded${far ? `; ${number(near)} of them are related directly` : ""}. To hold it out, hold out all of them.</p>
+<p class="soft">${plural(sure, "dataset")} share${sure === 1 ? "s" : ""} cases with it${possible ? `, ${number(possible)} more may` : ""}, as far as relations are recorded${far ? `; ${number(near)} of them are related directly` : ""}. To hold it out, hold them out too.</p>
 <div class="graph" id="graph" tabindex="0" role="group" aria-label="Graph of relations"></div><p class="legend" id="legend"></p>
 <div id="said"></div></section>`;
   }
@@ -108,12 +110,19 @@ class Detail {
     return `<li${node.possible ? ' class="possible"' : ""}>${start}${word} ${name(node.id)} <span class="proof">${node.possible ? "may share cases" : ""} ${mark} ${proof}</span></li>`;
   }
 
+  commands(row) {
+    if (row.commands === undefined) return "";
+    const lines = this.data.commands[row.commands].map((line) => line.replaceAll("{id}", row.id));
+    return `<section><h2>With medloom</h2><pre class="wide" tabindex="0" role="group" aria-label="Commands"><code>${esc(lines.join("\n"))}</code></pre></section>`;
+  }
+
   /** {title, note, basis, rows: [[name, text or {url, text} or {code}]], table: {head, rows}} */
   section(part) {
     const cell = (value) => {
       if (value === null || value === undefined || value === "") return '<span class="soft">–</span>';
       if (Array.isArray(value)) return value.map(cell).join("<br>");
       if (value.url) return link(value.url, value.text);
+      if (value.basis) return `<span class="soft small">${value.basis === "recalled" ? basisMark("recalled") : ""} ${esc(value.text)}</span>`;
       if (value.code) return `<code>${esc(value.code)}</code>`;
       return esc(value);
     };
