@@ -21,7 +21,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -54,12 +54,12 @@ class Contents:
     files: int = 0
     bytes: int = 0
 
-    def matches(self, folder: Path) -> bool:
-        """Whether the folder still holds so much."""
+    def lie_in(self, folder: Path) -> bool:
+        """Whether the folder still holds so much; more is no fault, other programs leave caches."""
         found = Contents()
-        for _, _, path in _files(folder):
+        for path in _files(folder):
             found.files, found.bytes = found.files + 1, found.bytes + path.lstat().st_size
-        return found == self
+        return found.files >= self.files and found.bytes >= self.bytes
 
 
 def kind_of(path: Path) -> str | None:
@@ -80,7 +80,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def extract(
-    archive: Path, folder: Path, source: dict[str, object], progress: Progress | None = None
+    archive: Path, folder: Path, source: Mapping[str, object], progress: Progress | None = None
 ) -> Contents:
     """Unpack `archive` to the new folder `folder`.
 
@@ -112,7 +112,7 @@ def extract(
         if not job.contents.files:
             raise ReadError(f"{archive.name}: holds no file")
         os.sync()  # once for all: an fsync for each of 100,000 files would take longer than unpacking them
-        marker = source | {"files": job.contents.files, "bytes": job.contents.bytes}
+        marker = {**source, "files": job.contents.files, "bytes": job.contents.bytes}
         write_json(root / MARKER, marker)
         root.rename(folder)
         return job.contents
@@ -354,9 +354,9 @@ def _damaged(job: _Job, error: Exception) -> ReadError:
     return ReadError(f"{job.archive.name}: damaged, or of a kind not known here ({text}); download it again")
 
 
-def _files(folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """(folder, name, path) of all files below, but for the marker."""
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below, but for the marker."""
     for base, _, names in os.walk(folder):
         for name in names:
             if name != MARKER:
-                yield base, name, Path(base, name)
+                yield Path(base, name)

@@ -73,7 +73,7 @@ def test_a_tar_of_any_packing_arrives_whole(tmp_path, mode):
     archive = tar(tmp_path / "Task09_Spleen.tar", {**top(FILES), **litter}, mode=mode)
     contents = extract(archive, tmp_path / "out", {"url": "https://host/a"})
     assert tree(tmp_path / "out") == FILES
-    assert contents == Contents(3, sum(map(len, FILES.values()))) and contents.matches(tmp_path / "out")
+    assert contents == Contents(3, sum(map(len, FILES.values()))) and contents.lie_in(tmp_path / "out")
     assert json.loads((tmp_path / "out" / MARKER).read_text())["url"] == "https://host/a"
     assert listing(tmp_path) == ["Task09_Spleen.tar", "out"]
     path = tmp_path / "out" / "dataset.json"
@@ -311,7 +311,7 @@ def test_flipped_bytes_never_crash_and_never_leave_anything(tmp_path, data):
     path.write_bytes(broken)
     out = tmp_path / "out"
     try:
-        assert extract(path, out, {}).matches(out)
+        assert extract(path, out, {}).lie_in(out)
         assert not [p for p in out.rglob("*") if p.is_symlink() or not (p.is_file() or p.is_dir())]
         extracting.shutil.rmtree(out)
     except MedloomError:

@@ -1,0 +1,25 @@
+"""`medloom data ...`: from public datasets to a clean collection.
+
+A table of sub-commands, each one short module; see groups.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ..groups import add_commands
+
+# name -> one line of help; the module has the name of the sub-command. In order of work.
+COMMANDS: dict[str, str] = {
+    "fetch": "download, verify and unpack a public dataset, and write its collection",
+}
+
+EXAMPLE = """example:
+  medloom data fetch msd-task09-spleen --to datasets
+  medloom shards build datasets/msd-task09-spleen/collection.yaml --out shards/spleen"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the sub-commands."""
+    parser.epilog = EXAMPLE
+    add_commands(parser, COMMANDS, __name__)

@@ -1,0 +1,396 @@
+"""Fetching as a whole: from an address to a collection that builds, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from medloom.data.catalog import Dataset
+from medloom.data.catalog.vocabulary import Access
+from medloom.data.collection import Collection, scan
+from medloom.data.errors import ConfigError, ReadError, StoreError
+from medloom.data.fetch import digests, licence
+from medloom.data.fetch.extract import MARKER
+from medloom.data.fetch.fetch import Options, fetch
+from medloom.data.fetch.plan import Part, Plan, given, plan
+from medloom.data.ingest.build import build
+from medloom.data.remote.stores import Patience
+from medloom.data.sample import Modality
+from medloom.data.shards.reader import Shards
+
+from ..loopback import serve
+from . import sets
+
+QUICK = Options(patience=Patience(attempts=3, timeout=5.0, wait=0.01, longest_wait=0.02))
+SPLEEN = "msd-task09-spleen"
+
+
+@pytest.fixture
+def site(tmp_path):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    with serve(folder) as running:
+        running.etags = True
+        yield running
+
+
+@pytest.fixture
+def spleen(site):
+    """The catalogue with a small Task09 on the loopback."""
+    catalog = sets.built_in()
+    sets.msd_tar(site.folder / "Task09_Spleen.tar", catalog.msd[SPLEEN])
+    return sets.served(catalog, site.folder, site.url)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def built(collection: Path, out: Path) -> Shards:
+    result = build(Collection.load(collection), out, workers=0)
+    assert not result.failures
+    return Shards.open(out)
+
+
+# ---- the Decathlon and MedMNIST
+
+
+@pytest.mark.parametrize("identifier", sorted(sets.built_in().msd))
+def test_each_decathlon_task_is_fetched_and_builds(site, tmp_path, identifier):
+    catalog = sets.built_in()
+    task = catalog.msd[identifier]
+    sets.msd_tar(site.folder / f"{task.folder}.tar", task)
+    catalog = sets.served(catalog, site.folder, site.url)
+    found = fetch(plan(catalog, identifier), tmp_path / "data", QUICK)
+    assert (found.images, found.refused) == (sets.TRAIN + sets.TEST, 0)
+    assert names(found.folder / task.folder)[:2] == [MARKER, "dataset.json"]
+    assert not [name for name in names(found.folder) if "._" in name or name.endswith(".tar")]
+    shards = built(found.collection, tmp_path / "shards")
+    assert len(shards) == sets.TRAIN + sets.TEST
+    samples = [shards.sample(ref) for ref in shards.refs()]
+    channels = len(sets.CHANNELS[task.task_id])
+    assert {sample.image.shape for sample in samples} == {(channels, 10, 12, 14)}
+    assert sum(sample.mask is not None for sample in samples) == sets.TRAIN
+    meta = samples[0].meta
+    assert (meta["dataset"], meta["licence"]) == (identifier, "CC-BY-SA-4.0")
+    assert meta["modality"] == str(catalog[identifier].modalities[0])
+    assert meta["organ"] == str(catalog[identifier].organs[0])
+
+
+CHOSEN = [
+    ("pathmnist", 28),
+    ("pathmnist", 64),
+    ("chestmnist", 224),
+    ("retinamnist", 128),
+    ("organmnist3d", 64),
+]
+
+
+@pytest.mark.parametrize(("identifier", "size"), CHOSEN)
+def test_medmnist_is_fetched_and_builds(site, tmp_path, identifier, size):
+    catalog = sets.built_in()
+    known = catalog.medmnist[identifier]
+    name = identifier if size == 28 else f"{identifier}_{size}"
+    sets.medmnist_npz(site.folder / f"{name}.npz", known, size)
+    catalog = sets.served(catalog, site.folder, site.url)
+    found = fetch(plan(catalog, identifier, size), tmp_path / "data", QUICK)
+    assert found.folder == tmp_path / "data" / name
+    assert (found.images, found.refused) == (12, 0)
+    shards = built(found.collection, tmp_path / "shards")
+    samples = [shards.sample(ref) for ref in shards.refs()]
+    assert len(samples) == 12
+    assert {sample.image.shape[-1] for sample in samples} == {size}
+    assert samples[0].meta["licence"] == known.licence
+    assert samples[0].meta["modality"] == str(known.modality)
+
+
+def test_every_set_of_the_table_has_a_plan():
+    catalog = sets.built_in()
+    for item in catalog.medmnist.values():
+        for size in item.sizes:
+            (part,) = plan(catalog, item.id, size).parts
+            assert part.md5 == item.md5[size] and part.url.startswith("https://zenodo.org/")
+    for task in catalog.msd.values():
+        (part,) = plan(catalog, task.dataset).parts
+        assert len(part.md5 or "") == 32 and part.folder == task.folder
+    with pytest.raises(ConfigError, match="organmnist3d comes in 28, 64"):
+        plan(catalog, "organmnist3d", 224)
+    with pytest.raises(ConfigError, match="belongs to the sets of MedMNIST"):
+        plan(catalog, SPLEEN, 64)
+
+
+# ---- killed, repeated, together
+
+
+def test_a_second_run_does_nothing_again(spleen, site, tmp_path):
+    first = fetch(plan(spleen, SPLEEN), tmp_path / "data", QUICK)
+    before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
+    asked = len(site.seen)
+    (first.folder / "Task09_Spleen" / "cache.npy").write_bytes(b"another program's")
+    again = fetch(plan(spleen, SPLEEN), tmp_path / "data", QUICK)
+    assert again.kept and again.images == first.images and len(site.seen) == asked
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items() if path.is_file())
+
+
+def test_the_users_collection_is_not_written_over(spleen, tmp_path):
+    first = fetch(plan(spleen, SPLEEN), tmp_path / "data", QUICK)
+    text = first.collection.read_text().replace("organ: spleen", "organ: abdomen")
+    first.collection.write_text(text)
+    fetch(plan(spleen, SPLEEN), tmp_path / "data", QUICK)
+    assert first.collection.read_text() == text
+
+
+def test_lost_files_are_said_and_the_folder_is_fetched_again_when_removed(spleen, tmp_path):
+    folder = fetch(plan(spleen, SPLEEN), tmp_path / "data", QUICK).folder
+    (folder / "Task09_Spleen" / "labelsTr" / "spleen_000.nii.gz").unlink()
+    with pytest.raises(ConfigError, match=r"is not as Task09_Spleen.tar was unpacked .* remove it"):
+        fetch(plan(spleen, SPLEEN), tmp_path / "data", QUICK)
+    shutil.rmtree(folder / "Task09_Spleen")
+    assert fetch(plan(spleen, SPLEEN), tmp_path / "data", QUICK).images == 5
+
+
+def test_a_folder_in_the_way_is_left_alone(spleen, site, tmp_path):
+    mine = tmp_path / "data" / SPLEEN / "Task09_Spleen"
+    mine.mkdir(parents=True)
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="in the way"):
+        fetch(plan(spleen, SPLEEN), tmp_path / "data", QUICK)
+    assert names(mine) == ["notes.txt"] and site.seen == []
+
+
+CODE = """
+import sys
+from pathlib import Path
+from medloom.data.fetch.fetch import Options, fetch
+from medloom.data.fetch.plan import Part, Plan
+from medloom.data.catalog import load
+url, md5, to = sys.argv[1:]
+fetch(Plan(load(())["msd-task09-spleen"], "here", (Part("Task09_Spleen.tar", url, md5),), "msd"), Path(to))
+"""
+
+
+def test_killed_at_any_moment_and_continued(site, tmp_path):
+    """Kills at moments spread over download, verification and unpacking; the last run finishes."""
+    catalog = sets.built_in()
+    path = sets.msd_tar(site.folder / "Task09_Spleen.tar", catalog.msd[SPLEEN], filler=4_000_000)
+    task = sets.served(catalog, site.folder, site.url).msd[SPLEEN]
+    site.pause, folder = 0.003, tmp_path / "data" / "here"
+    arguments = [sys.executable, "-c", CODE, task.url_aws, task.archive_md5, str(tmp_path / "data")]
+    part = folder / "Task09_Spleen.tar.part"
+
+    def has(share: float) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return part.stat().st_size > share * path.stat().st_size
+        return (folder / "Task09_Spleen.tar").exists()
+
+    moments = {
+        "locked": lambda: folder.exists(),
+        "a third": lambda: has(0.3),
+        "two thirds": lambda: has(0.6),
+        "downloaded": lambda: (folder / "Task09_Spleen.tar").exists(),
+        "unpacking": lambda: any(folder.glob(".partial-Task09_Spleen/*")),
+        "unpacked": lambda: (folder / "Task09_Spleen").exists(),
+    }
+    killed = []
+    for name, moment in moments.items():
+        child = subprocess.Popen(arguments)
+        while child.poll() is None and not moment():
+            time.sleep(0.0005)
+        killed += [name] if child.poll() is None else []
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert {"locked", "a third", "two thirds"} <= set(killed)  # the later moments are short
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(scan(Collection.load(folder / "collection.yaml")).records) == 5
+    assert [name for name in names(folder) if "/" not in name] == ["collection.yaml"]
+    starts = [int(wanted[6:-1] or 0) if wanted else 0 for _, wanted, _ in site.seen]
+    assert starts == sorted(starts) and starts[-1] > 0.5 * path.stat().st_size  # continued, not begun again
+
+
+def _one(catalog_url: str, md5: str, to: str, queue) -> None:
+    wanted = Plan(sets.built_in()[SPLEEN], SPLEEN, (Part("Task09_Spleen.tar", catalog_url, md5),), "msd")
+    queue.put(fetch(wanted, Path(to), QUICK).images)
+
+
+def test_two_processes_at_once_fetch_it_once(spleen, site, tmp_path):
+    task = spleen.msd[SPLEEN]
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    site.pause = 0.001
+    arguments = (task.url_aws, task.archive_md5, str(tmp_path / "data"), queue)
+    children = [context.Process(target=_one, args=arguments) for _ in range(2)]
+    for child in children:
+        child.start()
+    found = [queue.get(timeout=60) for _ in children]
+    for child in children:
+        child.join()
+    assert found == [5, 5]
+    assert site.gets("Task09_Spleen.tar") == 1
+
+
+def test_archives_are_kept_when_asked_and_then_not_fetched_again(spleen, site, tmp_path):
+    keep = Options(keep_archives=True, patience=QUICK.patience)
+    folder = fetch(plan(spleen, SPLEEN), tmp_path / "data", keep).folder
+    assert (folder / "Task09_Spleen.tar").exists()
+    shutil.rmtree(folder / "Task09_Spleen")
+    fetch(plan(spleen, SPLEEN), tmp_path / "data", keep)
+    assert site.gets("Task09_Spleen.tar") == 1
+    fetch(plan(spleen, SPLEEN), tmp_path / "data", QUICK)
+    assert [name for name in names(folder) if "/" not in name] == ["collection.yaml"]
+
+
+# ---- faults of the host
+
+
+def test_a_wrong_digest_is_refused_and_nothing_is_unpacked(spleen, site, tmp_path):
+    path = site.folder / "Task09_Spleen.tar"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match=r"MD5 .*, the catalogue says .*, twice.*report-error"):
+        fetch(plan(spleen, SPLEEN), tmp_path / "data", QUICK)
+    assert names(tmp_path / "data") == []
+
+
+def test_a_hostile_archive_leaves_only_itself(site, tmp_path):
+    with zipfile.ZipFile(site.folder / "a.zip", "w") as archive:
+        archive.writestr("../../evil.txt", "x")
+    wanted = plan_of(site, "a.zip")
+    with pytest.raises(ReadError, match="leads out of its folder"):
+        fetch(wanted, tmp_path / "data", QUICK)
+    assert names(tmp_path / "data") == ["our-set/.a.zip.json", "our-set/a.zip"]
+    assert not (tmp_path / "evil.txt").exists()
+
+
+def test_no_message_names_a_signature(site, tmp_path, caplog):
+    wanted = plan_of(site, "missing.zip?signature=secret")
+    with pytest.raises(StoreError) as caught:
+        fetch(wanted, tmp_path / "data", QUICK)
+    assert "secret" not in f"{caught.value}{caplog.text}"
+
+
+# ---- files without a published digest
+
+
+def plan_of(site, *files: str, **facts) -> Plan:
+    """The plan of an own record whose files lie on the loopback."""
+    from medloom.data.catalog import Catalog
+
+    facts.setdefault("modalities", (Modality.DERMOSCOPY,))
+    urls = tuple(f"{site.url}/{file}" for file in files)
+    dataset = Dataset(id="our-set", name="Ours", access=Access.OPEN, download=urls, **facts)
+    return plan(Catalog([dataset]), "our-set")
+
+
+def picture(text: str) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("L", (40, 30), sum(text.encode()) % 256).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def zip_of(site, file: str, members: list[str]) -> None:
+    with zipfile.ZipFile(site.folder / file, "w") as archive:
+        for member in members:
+            archive.writestr(member, picture(member))
+
+
+def test_the_first_digest_is_noted_and_expected_ever_after(site, tmp_path):
+    zip_of(site, "a.zip", ["set/nevus/1.png", "set/melanoma/2.png"])
+    first = fetch(plan_of(site, "a.zip"), tmp_path / "data", QUICK)
+    shutil.rmtree(first.folder)
+    fetch(plan_of(site, "a.zip"), tmp_path / "elsewhere", QUICK)
+    zip_of(site, "a.zip", ["set/nevus/1.png", "set/melanoma/3.png"])
+    with pytest.raises(StoreError, match=r"SHA256 .*, the first fetch of .* says .*--accept-changed"):
+        fetch(plan_of(site, "a.zip"), tmp_path / "data", QUICK)
+    meant = Options(accept_changed=True, patience=QUICK.patience)
+    fetch(plan_of(site, "a.zip"), tmp_path / "data", meant)
+    shutil.rmtree(first.folder)
+    fetch(plan_of(site, "a.zip"), tmp_path / "data", QUICK)  # the new one is the expected one now
+
+
+def test_a_data_file_is_not_read_again_until_it_changes(site, tmp_path, monkeypatch):
+    catalog = sets.built_in()
+    sets.medmnist_npz(site.folder / "pathmnist.npz", catalog.medmnist["pathmnist"], 28)
+    catalog = sets.served(catalog, site.folder, site.url)
+    wanted = plan(catalog, "pathmnist")
+    folder = fetch(wanted, tmp_path, QUICK).folder
+    read = []
+    real = digests.digests_of
+    monkeypatch.setattr(digests, "digests_of", lambda path: read.append(path.name) or real(path))
+    fetch(wanted, tmp_path, QUICK)
+    assert read == [] and site.gets("pathmnist.npz") == 1
+    os.utime(folder / "pathmnist.npz")
+    fetch(wanted, tmp_path, QUICK)
+    assert read == ["pathmnist.npz"]
+    (folder / "pathmnist.npz").write_bytes(b"PK\x03\x04 not it")
+    with pytest.raises(StoreError, match=r"pathmnist.npz: MD5 .* move it away"):
+        fetch(wanted, tmp_path, QUICK)
+
+
+# ---- what the user has already
+
+
+def test_files_that_the_user_has_are_verified_and_unpacked(spleen, site, tmp_path):
+    mine = tmp_path / "Downloads" / "Task09_Spleen (1).tar"
+    mine.parent.mkdir()
+    shutil.copy(site.folder / "Task09_Spleen.tar", mine)
+    found = fetch(given(plan(spleen, SPLEEN), [mine]), tmp_path / "data", QUICK)
+    assert found.images == 5 and site.seen == [] and mine.exists()
+    mine.write_bytes(mine.read_bytes()[:-512])
+    shutil.rmtree(found.folder)
+    with pytest.raises(StoreError, match="the catalogue says"):
+        fetch(given(plan(spleen, SPLEEN), [mine]), tmp_path / "data", QUICK)
+
+
+def test_an_unpacked_folder_is_used_where_it_lies(spleen, site, tmp_path):
+    shutil.unpack_archive(site.folder / "Task09_Spleen.tar", tmp_path / "unpacked", "tar")
+    before = names(tmp_path / "unpacked")
+    found = fetch(given(plan(spleen, SPLEEN), [tmp_path / "unpacked"]), tmp_path / "data", QUICK)
+    assert found.images == 5 and names(tmp_path / "unpacked") == before
+    assert names(found.folder) == ["collection.yaml"]
+
+
+def test_a_dataset_behind_an_account_goes_on_from_a_folder_of_downloads(tmp_path, site):
+    wanted = plan(sets.built_in(), "lits")
+    assert wanted.parts == () and "challenge" in wanted.reason
+    with pytest.raises(ConfigError, match="lits: cannot be fetched"):
+        fetch(wanted, tmp_path, QUICK)
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    for number in (1, 2):
+        zip_of(site, f"batch_{number}.zip", [f"scans/{number}-{i}.png" for i in range(3)])
+        shutil.move(site.folder / f"batch_{number}.zip", downloads)
+    found = fetch(given(wanted, [downloads]), tmp_path / "data", QUICK)
+    assert found.images == 6
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        given(wanted, [tmp_path / "nothing"])
+
+
+# ---- licences
+
+
+def test_a_licence_is_remembered_until_it_changes(spleen):
+    dataset = spleen[SPLEEN]
+    assert not licence.is_accepted(dataset)
+    licence.accept(dataset, "typed yes")
+    assert licence.is_accepted(dataset)
+    known = json.loads((licence.home() / "accepted" / f"{SPLEEN}.json").read_text())
+    assert known["licence"] == "CC-BY-SA-4.0" and known["how"] == "typed yes"
+    from dataclasses import replace
+
+    assert not licence.is_accepted(replace(dataset, licence="CC-BY-NC-4.0"))
