@@ -157,7 +157,7 @@ def relatives(start: str, leading: Edges, apart: Callable[[str], bool]) -> list[
             best[here], paths[here] = rank, path
         for there, way, overlap in leading.get(here, ()):
             member = overlap.relation is RelationKind.MEMBER_OF
-            if joined and member and way is _Way.DOWN:
+            if member and way is _Way.DOWN and (joined or lie is _Lie.OPEN):
                 continue
             after = lie if way is _Way.SAME else _AFTER.get((lie, way), _Lie.OPEN)
             if after is _Lie.OPEN and apart(there):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def faults(tables: Path = TABLES) -> list[Fault]:
     found += _repeated(rows["datasets"])
     for name in ("overlaps", "overlaps_more"):
         check(name, lambda row: f"{row['a']}, {row['b']}", lambda row: _overlap(row, known))
-    found += _contradictions([*rows["overlaps"], *rows["overlaps_more"]])
+    found += _contradictions({name: rows[name] for name in ("overlaps", "overlaps_more")})
     check("msd", lambda row: row["task_id"], lambda row: _msd(row, known))
     check("medmnist", lambda row: row["id"], lambda row: _medmnist(row, known))
     check("routes", lambda row: row["id"], lambda row: _route(row, known))
@@ -138,21 +138,21 @@ def _overlap(row: Row, known: dict[str, Row]) -> Iterator[str]:
         yield f"basis {row['basis']!r}: begins with read or recalled"
 
 
-def _contradictions(rows: list[tuple[int, Row]]) -> Iterator[Fault]:
+def _contradictions(tables: Mapping[str, list[tuple[int, Row]]]) -> Iterator[Fault]:
     """Relations recorded twice, and pairs of which each holds the other."""
     seen: set[tuple[str, ...]] = set()
     inside: set[tuple[str, ...]] = set()
-    for line, row in rows:
+    for table, line, row in ((f"{name}.csv", *item) for name, rows in tables.items() for item in rows):
         pair, name = (row["a"], row["b"]), f"{row['a']}, {row['b']}"
         if pair in seen or pair[::-1] in seen:
-            yield Fault("overlaps.csv", line, name, "the pair is related twice")
+            yield Fault(table, line, name, "the pair is related twice")
         seen.add(pair)
         part, reverse = pair, pair[::-1]
         if row["relation"] == RelationKind.CONTAINS:
             part, reverse = reverse, part
         if row["relation"] in {RelationKind.CONTAINS, RelationKind.DERIVED_FROM, RelationKind.MEMBER_OF}:
             if reverse in inside:
-                yield Fault("overlaps.csv", line, name, "each is said to hold the other")
+                yield Fault(table, line, name, "each is said to hold the other")
             inside.add(part)
 
 
