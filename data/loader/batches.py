@@ -25,21 +25,59 @@ def tensors(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
+
+
+class Canvas:
+    """The images of a batch, decoded where they will be read: one copy less.
+
+    The first image decides shape and dtype; one that does not fit is read elsewhere, and `stack` then puts
+    them all together as if there were no canvas.
+    """
+
+    def __init__(self, rows: int, allocate: Allocate) -> None:
+        self._rows, self._allocate = rows, allocate
+        self.images: np.ndarray | None = None  # [B, C, ...]
+        self._views: dict[int, np.ndarray] = {}
+
+    def place(self, row: int) -> Callable[[tuple[int, ...], np.dtype], np.ndarray | None]:
+        """What gives the memory of this row for a shape [C, ...] and dtype; None when that does not fit."""
+
+        def memory(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+            if self.images is None:
+                self.images = self._allocate((self._rows, *shape), dtype)
+            if self.images.shape[1:] != shape or self.images.dtype != dtype:
+                return None
+            return self._views.setdefault(row, self.images[row])
+
+        return memory
+
+    def holds(self, images: Sequence[np.ndarray]) -> bool:
+        """Whether all of these, the batch row by row, are in their places."""
+        return all(image is self._views.get(row) for row, image in enumerate(images))
+
+
 def stack(
-    samples: Sequence[dict[str, Any]],
-    allocate: Callable[[tuple[int, ...], np.dtype], np.ndarray] = np.empty,
+    samples: Sequence[dict[str, Any]], allocate: Allocate = np.empty, canvas: Canvas | None = None
 ) -> dict[str, Any]:
     """Samples as one batch of arrays, by the same names; fields that are not known here become lists.
 
     Args:
         allocate: gives the memory of the images [B, C, ...], C the largest of the samples.
+        canvas: where images may lie already, in the same memory.
     """
     images = [sample["image"] for sample in samples]
     channels = max(len(image) for image in images)
     dtype = smallest_dtype({image.dtype for image in images})
-    batch: dict[str, Any] = {"image": allocate((len(images), channels, *images[0].shape[1:]), dtype)}
-    for place, image in zip(batch["image"], images, strict=True):
-        place[:] = image  # one channel is repeated by broadcasting
+    batch: dict[str, Any] = {}
+    if canvas is not None and canvas.images is not None and canvas.holds(images):
+        batch["image"] = canvas.images
+    else:
+        if canvas is not None and canvas.images is not None:  # would be overwritten before they are copied
+            images = [i.copy() if np.may_share_memory(i, canvas.images) else i for i in images]
+        batch["image"] = allocate((len(images), channels, *images[0].shape[1:]), dtype)
+        for place, image in zip(batch["image"], images, strict=True):
+            place[:] = image  # one channel is repeated by broadcasting
     for name in samples[0].keys() - {"image"}:
         values = [sample[name] for sample in samples]
         if name in CHANNEL_FIELDS:

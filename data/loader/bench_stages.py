@@ -116,7 +116,7 @@ class _Prepared:
     def __init__(self, stream: Stream, samples: list[dict[str, Any]]) -> None:
         self.config, self.plan, self.samples = stream.config, stream.plan, samples
 
-    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, positions: Sequence[int], place: Any = None) -> list[dict[str, Any]]:
         return [self.samples[at % len(self.samples)] | {"position": at} for at in positions]
 
 

@@ -7,14 +7,15 @@ left in the slot. Both are small and pickled as they are: no tensors, no descrip
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import MedloomError
-from .batches import stack, tensors
+from ..stream.crop_reader import Place
+from .batches import Canvas, stack, tensors
 from .ring import Ring
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,10 @@ log = logging.getLogger(__name__)
 class Samples(Protocol):
     """Where samples come from: a `Stream`."""
 
-    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
-        """Samples at these positions."""
+    def __getitems__(
+        self, positions: Sequence[int], place: Callable[[int], Place] | None = None
+    ) -> list[dict[str, Any]]:
+        """Samples at these positions; images may be written where `place` says for their row."""
         ...
 
 
@@ -68,11 +71,13 @@ class BatchReader(Dataset):
             return found
 
         try:
-            batch = stack(self.stream.__getitems__(positions), allocate)
+            canvas = Canvas(len(positions), allocate)
+            batch = stack(self.stream.__getitems__(positions, canvas.place), allocate, canvas)
         except MedloomError as error:
             return error
         image = batch.pop("image")
-        return Parcel(slot, image.shape, image.dtype.str, kept[0] if kept else None, batch)
+        sent = next((array for array in kept if array is image), None)
+        return Parcel(slot, image.shape, image.dtype.str, sent, batch)
 
 
 class Requests(Sampler[tuple[Sequence[int], int | None]]):

@@ -21,7 +21,7 @@ import logging
 import os
 import random
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -35,7 +35,7 @@ from ..shards.format import DAMAGED, checksum
 from ..shards.index import Index, key_hash
 from ..shards.opened import OpenShard
 from ..shards.reader import SampleRef
-from ..stream.crop_reader import CROP_DRAWS, CropReader
+from ..stream.crop_reader import CROP_DRAWS, CropReader, Place
 from ..stream.mixing import Turns
 from ..stream.order import permute
 from ..stream.quarantine import Entry
@@ -114,7 +114,9 @@ class SequentialSamples:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reading": None, "_last": None}
 
-    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(
+        self, positions: Sequence[int], place: Callable[[int], Place] | None = None
+    ) -> list[dict[str, Any]]:
         """The next samples of this worker, cropped as at these positions; see `Stream.__getitems__`.
 
         Raises:
@@ -124,12 +126,11 @@ class SequentialSamples:
         config, crops = self.stream.config, self.stream.config.crops_per_sample
         draws = uniform(config.seed, "crop", np.asarray(positions), CROP_DRAWS).tolist()
         samples = []
-        for position, drawn in zip(positions, draws, strict=True):
+        for row, (position, drawn) in enumerate(zip(positions, draws, strict=True)):
             opened, ref, replaced = self._sample(position // crops)
             reader = CropReader(config, cast(Any, _Passing(opened)))
-            samples.append(
-                reader.read(ref, opened.meta(ref.ordinal), position, drawn) | {"replaced": replaced}
-            )
+            meta, here = opened.meta(ref.ordinal), place(row) if place else None
+            samples.append(reader.read(ref, meta, position, drawn, here) | {"replaced": replaced})
         return samples
 
     def _sample(self, anchor: int) -> tuple[OpenShard, SampleRef, list[Entry] | None]:
@@ -262,8 +263,10 @@ class _Passing:
     def __init__(self, opened: OpenShard) -> None:
         self._opened = opened
 
-    def read(self, ref: SampleRef, origin: Any, shape: Any, *, channels: Any = None) -> np.ndarray:
-        return self._opened.read(ref.ordinal, origin, shape, channels)
+    def read(
+        self, ref: SampleRef, origin: Any, shape: Any, *, channels: Any = None, out: Any = None
+    ) -> np.ndarray:
+        return self._opened.read(ref.ordinal, origin, shape, channels, out)
 
     def read_resized(self, ref: SampleRef, box: Sequence[float], size: Sequence[int]) -> np.ndarray:
         return self._opened.read_resized(ref.ordinal, box, size)

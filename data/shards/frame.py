@@ -5,10 +5,10 @@ it is decoded, so a flipped bit raises instead of training on noise. The chunks 
 in-memory Blosc2 array that has room for just the chunks of the box, which then decodes just the blocks of the
 box. A 96^3 crop of int16 on the 32-voxel grid costs 1.75 ms, 1.3 of which is decoding.
 
-What a read needs is kept for the next one: the empty arrays (50 us each to make) and the buffer of a local
-read, because the pages of fresh megabytes cost five times as much as the bytes that are read into them. An
-array is taken out of the table while it is used and goes back empty, and only after a read that succeeded: so
-threads, nested reads and failures never meet another read's chunks.
+What a read needs is kept for the next one: the arrays (50 us each to make) and the buffer of a local read,
+because the pages of fresh megabytes cost five times as much as the bytes that are read into them. An array is
+taken out of the table while it is used and goes back only after a read that succeeded, and each read fills or
+empties every place: so threads, nested reads and failures never meet another read's chunks.
 """
 
 from __future__ import annotations
@@ -35,20 +35,27 @@ LONGEST_READ = 8 << 20
 # Ranges (offset, size) of a tar -> their bytes, in this order; each valid until the next is asked for.
 Fetch = Callable[[Sequence[tuple[int, int]]], Iterable[Any]]
 
-_KEPT_ARRAYS = 64  # empty arrays of different geometry, some kB each
-_KEPT_CHUNKS = 64  # larger boxes (whole volumes) make their array anew
+_KEPT_ARRAYS = 16  # of different geometry, each with the chunks of its last box: 1 MB for a crop of 96^3
+_KEPT_CHUNKS = 27  # larger boxes (whole volumes) make their array anew
 
-_arrays: dict[tuple, _Empty] = {}
+_arrays: dict[tuple, _Used] = {}
 _buffers: list[bytearray] = []
 
 
 def read_box(
-    source: int | Fetch, index: Index, member: MemberRow, origin: Sequence[int], shape: Sequence[int]
+    source: int | Fetch,
+    index: Index,
+    member: MemberRow,
+    origin: Sequence[int],
+    shape: Sequence[int],
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Read the box [origin, origin + shape) of an array member; all axes given, the channel axis included.
 
     Args:
         source: descriptor of the tar, or what fetches ranges of it.
+        out: where to put it, if that is contiguous and has its shape and dtype; what a read that fails leaves
+            there means nothing.
 
     Raises:
         ShardError: the box is not inside the array, the file is cut short, or a chunk's checksum differs.
@@ -61,23 +68,33 @@ def read_box(
     counts = tuple(-(-(o + n) // c) - k for o, n, c, k in zip(origin, shape, chunk, low, strict=True))
     numbers = _chunks_of_box(low, counts, full, chunk)
     key = (layout.dtype, chunk, layout.block, counts)
-    empty = _arrays.pop(key, None) or _Empty(layout, counts)
-    filled = []
+    used = _arrays.pop(key, None) or _Used(layout, counts)
+    filled = set()
     for place, data in _verified(source, index, member.offset, layout.first, numbers):
-        empty.schunk.update_chunk(place, data)
-        filled.append(place)
-    out = np.empty(tuple(shape), layout.dtype)
+        used.schunk.update_chunk(place, data)
+        filled.add(place)
+    for place in used.filled - filled:
+        used.schunk.update_chunk(place, used.zeros)
+    used.filled = filled
+    box = out if out is not None and not layout.scale and _fits(out, shape, layout.dtype) else None
+    box = np.empty(tuple(shape), layout.dtype) if box is None else box
     start = tuple(int(o) - k * c for o, k, c in zip(origin, low, chunk, strict=True))
-    empty.array.get_slice_numpy(out, (start, tuple(o + int(n) for o, n in zip(start, shape, strict=True))))
+    used.array.get_slice_numpy(box, (start, tuple(o + int(n) for o, n in zip(start, shape, strict=True))))
     if len(numbers) <= _KEPT_CHUNKS:
-        _keep(key, empty, filled)
-    return unscaled(out, layout.scale) if layout.scale else out
+        while len(_arrays) >= _KEPT_ARRAYS:
+            _arrays.pop(next(iter(_arrays), key), None)  # the one that was used longest ago
+        _arrays[key] = used
+    return unscaled(box, layout.scale) if layout.scale else box
 
 
-class _Empty:
-    """An in-memory Blosc2 array of zeros of `counts` chunks, and the chunk that empties a place again."""
+def _fits(out: np.ndarray, shape: Sequence[int], dtype: np.dtype) -> bool:
+    return out.shape == tuple(shape) and out.dtype == dtype and out.flags.c_contiguous
 
-    __slots__ = ("array", "schunk", "zeros")
+
+class _Used:
+    """An in-memory Blosc2 array of `counts` chunks, which of them hold something, and the chunk of zeros."""
+
+    __slots__ = ("array", "filled", "schunk", "zeros")
 
     def __init__(self, layout: ArrayLayout, counts: Sequence[int]) -> None:
         self.array: Any = blosc2.zeros(
@@ -90,14 +107,7 @@ class _Empty:
         )
         self.schunk = self.array.schunk
         self.zeros: bytes = self.schunk.get_chunk(0)
-
-
-def _keep(key: tuple, empty: _Empty, filled: list[int]) -> None:
-    for place in filled:
-        empty.schunk.update_chunk(place, empty.zeros)
-    while len(_arrays) >= _KEPT_ARRAYS:
-        _arrays.pop(next(iter(_arrays), key), None)  # the one that was used longest ago
-    _arrays[key] = empty
+        self.filled: set[int] = set()
 
 
 def _chunks_of_box(

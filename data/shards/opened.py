@@ -67,11 +67,12 @@ class OpenShard:
         origin: Sequence[int] | None,
         shape: Sequence[int] | None,
         channels: Sequence[int] | None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """The image or a box of it."""
         member = self._image(ordinal)
         if member.kind == KIND_IMAGE:
-            return self._array(member, origin, shape, channels)
+            return self._array(member, origin, shape, channels, out)
         with self._naming(member):
             image = decode_jpeg(self._bytes(member))
             origin, shape = _box(origin, shape, image.shape[1:])
@@ -146,6 +147,7 @@ class OpenShard:
         origin: Sequence[int] | None,
         shape: Sequence[int] | None,
         channels: Sequence[int] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         layout = self.index.array(member.array)
         full = layout.shape
@@ -154,12 +156,12 @@ class OpenShard:
             origin, shape = _box(origin, shape, full[lead:])
             if channels is None or not lead:
                 first, count = (0,) * lead, full[:lead]
-                return read_box(self.source, self.index, member, (*first, *origin), (*count, *shape))
+                return read_box(self.source, self.index, member, (*first, *origin), (*count, *shape), out)
             wanted = _checked(channels, full[0])
             # Channels that share their chunks are decoded together; others cost nothing when left out.
             runs = _runs(wanted) if layout.chunk[0] == 1 else [(0, full[0])]
             parts = [
-                read_box(self.source, self.index, member, (first, *origin), (count, *shape))
+                read_box(self.source, self.index, member, (first, *origin), (count, *shape), out)
                 for first, count in runs
             ]
             read = [channel for first, count in runs for channel in range(first, first + count)]

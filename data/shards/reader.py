@@ -127,6 +127,7 @@ class Shards:
         shape: Sequence[int] | None = None,
         *,
         channels: Sequence[int] | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """The image, native dtype: whole [C, D, H, W] or [C, H, W], or a spatial box of it.
 
@@ -134,11 +135,13 @@ class Shards:
             origin: first voxel of the box, spatial axes only; None for the start.
             shape: extent of the box, spatial axes only; None for the rest.
             channels: which, in this order; None for all. Others of a volume are neither read nor decoded.
+            out: an array of the result's shape and dtype to decode into, where that saves a copy; whether it
+                was used shows in whether it is what is returned.
 
         Raises:
             ShardError: the box is not inside the image, or what is stored is damaged.
         """
-        return self._handle(ref.shard).read(ref.ordinal, origin, shape, channels)
+        return self._handle(ref.shard).read(ref.ordinal, origin, shape, channels, out)
 
     def read_mask(
         self, ref: SampleRef, origin: Sequence[int] | None = None, shape: Sequence[int] | None = None

@@ -6,7 +6,7 @@ left to the device, which makes a batch up to twelve times smaller.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from ..shards.reader import SampleRef, Shards
 from .config import StreamConfig
 from .crops import PICTURE_DRAWS, VOLUME_DRAWS, channel_choice, pad_to, picture_box, volume_box
 
+Place = Callable[[tuple[int, ...], np.dtype], "np.ndarray | None"]  # shape and dtype -> memory, or None
+
 CROP_DRAWS = max(PICTURE_DRAWS, VOLUME_DRAWS)
 _MODALITY_CODES = {modality: code for code, modality in enumerate(MODALITIES)}
 
@@ -30,12 +32,20 @@ class CropReader:
     def __init__(self, config: StreamConfig, shards: Shards) -> None:
         self.config, self.shards = config, shards
 
-    def read(self, ref: SampleRef, meta: dict[str, Any], position: int, draws: list[float]) -> dict[str, Any]:
+    def read(
+        self,
+        ref: SampleRef,
+        meta: dict[str, Any],
+        position: int,
+        draws: list[float],
+        place: Place | None = None,
+    ) -> dict[str, Any]:
         """One crop of a sample whose `key.json` is `meta`: what `Stream.__getitems__` gives, but `replaced`.
 
         Args:
             position: keys the draw of the channels.
             draws: `CROP_DRAWS` uniform numbers: where the crop lies.
+            place: gives the memory that an image may be decoded into.
 
         Raises:
             ShardError: what is stored is damaged.
@@ -47,7 +57,7 @@ class CropReader:
             image, spacing = self._picture(ref, meta, draws)
             image = image if channels is None else image[channels]
         else:
-            image, spacing = self._volume(ref, meta, draws, numbers.low, channels)
+            image, spacing = self._volume(ref, meta, draws, numbers.low, channels, place)
         if channels is None and len(image) != 1 and self.config.in_channels == 1:
             image, numbers = luminance(image), numbers.luminance()
         return {
@@ -80,6 +90,7 @@ class CropReader:
         draws: list[float],
         low: np.ndarray,
         channels: list[int] | None,
+        place: Place | None,
     ) -> tuple[np.ndarray, Sequence[float]]:
         shape, spacing = meta["shape"], meta["spacing"]
         blocks = partition(shape, spacing, ndim=3)[1][-3:]
@@ -92,8 +103,12 @@ class CropReader:
             foreground=self.config.foreground,
             snap=[min(self.config.snap, block) for block in blocks],
         )
-        image = pad_to(self.shards.read(ref, origin, extent, channels=channels), self.config.crop, low)
-        return image, spacing or (1.0, 1.0, 1.0)
+        count, out = shape[0] if channels is None else len(channels), None
+        # What is padded, or turned from colour to grey, is copied anyway.
+        if place and extent == list(self.config.crop) and (count == 1 or self.config.in_channels != 1):
+            out = place((count, *extent), np.dtype(meta["dtype"]))
+        image = self.shards.read(ref, origin, extent, channels=channels, out=out)
+        return pad_to(image, self.config.crop, low), spacing or (1.0, 1.0, 1.0)
 
     def _choice(self, meta: dict[str, Any], position: int) -> list[int] | None:
         """The channels to read, so that there are 1 or `in_channels`; None: all. Grey is repeated later."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..remote.shards import RemoteFolder, open_shards
 from ..shards.manifest import SourceEntry
 from ..shards.reader import SampleRef, Shards
 from .config import StreamConfig
-from .crop_reader import CROP_DRAWS
+from .crop_reader import CROP_DRAWS, Place
 from .quarantine import Entry, Quarantine, log_replaced
 from .shapes import ShapeStream
 from .steps import StepPlan
@@ -86,8 +86,13 @@ class Stream(Dataset):
         """The sample at `position`; see `__getitems__`."""
         return self.__getitems__([position])[0]
 
-    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(
+        self, positions: Sequence[int], place: Callable[[int], Place] | None = None
+    ) -> list[dict[str, Any]]:
         """Samples at these positions, one dictionary each.
+
+        Args:
+            place: row -> what gives the memory that its image may be decoded into (see `batches.Canvas`).
 
         Keys: image [C, *crop] native dtype, C 1 or `in_channels`; low, high, mean, std float32 [C];
         position, modality (index into `MODALITIES`), key; spacing float32 [ndim], millimetres a pixel of the
@@ -102,10 +107,14 @@ class Stream(Dataset):
         samples: dict[int, dict[str, Any]] = {}
         for kind in np.unique(kinds).tolist():
             rows = np.flatnonzero(kinds == kind)
-            samples.update(zip(rows.tolist(), self._of_class(self.classes[kind], at[rows]), strict=True))
+            places = [place(row) if place else None for row in rows.tolist()]
+            found = self._of_class(self.classes[kind], at[rows], places)
+            samples.update(zip(rows.tolist(), found, strict=True))
         return [samples[row] for row in range(len(at))]
 
-    def _of_class(self, part: ShapeStream, at: np.ndarray) -> list[dict[str, Any]]:
+    def _of_class(
+        self, part: ShapeStream, at: np.ndarray, places: list[Place | None]
+    ) -> list[dict[str, Any]]:
         """Samples at positions `at` [B] of the run, all of this class."""
         k, crops = len(self.classes), part.order.crops
         local = at // k
@@ -114,9 +123,9 @@ class Stream(Dataset):
         draws = uniform(part.config.seed, "crop", at, CROP_DRAWS).tolist()
         metas: dict[SampleRef, dict[str, Any]] = {}
         return [
-            self._sample(part, source, ref, position, anchor, u, metas)
-            for position, anchor, (source, ref), u in zip(
-                at.tolist(), anchors, part.locate(local), draws, strict=True
+            self._sample(part, source, ref, position, anchor, u, metas, place)
+            for position, anchor, (source, ref), u, place in zip(
+                at.tolist(), anchors, part.locate(local), draws, places, strict=True
             )
         ]
 
@@ -129,6 +138,7 @@ class Stream(Dataset):
         anchor: int,
         draws: list[float],
         metas: dict[SampleRef, dict[str, Any]],
+        place: Place | None,
     ) -> dict[str, Any]:
         replaced: list[Entry] = []
         for attempt in range(_ATTEMPTS):
@@ -137,7 +147,7 @@ class Stream(Dataset):
                 try:
                     if ref not in metas:
                         metas[ref] = self.shards.meta(ref, ahead=True)
-                    sample = part.crops.read(ref, metas[ref], position, draws)
+                    sample = part.crops.read(ref, metas[ref], position, draws, place)
                     return sample | {"replaced": replaced or None}
                 except ShardError as error:
                     entry = self._note(ref, metas.get(ref), error)

@@ -21,6 +21,7 @@ import pytest
 import torch
 from medloom.data.errors import LoaderError, ShardError
 from medloom.data.loader import loader as loader_module
+from medloom.data.loader.batches import Canvas, stack
 from medloom.data.loader.loader import Loader
 from medloom.data.loader.parcels import BatchReader
 
@@ -37,7 +38,7 @@ class Made:
     def __init__(self, side: int = 20, fail_at: int | None = None) -> None:
         self.side, self.fail_at = side, fail_at
 
-    def __getitems__(self, positions) -> list[dict]:
+    def __getitems__(self, positions, place=None) -> list[dict]:
         if self.fail_at in positions:
             raise ShardError(f"position {self.fail_at} cannot be read: mend it")
         return [self.sample(position) for position in positions]
@@ -207,10 +208,46 @@ def test_an_error_arrives_as_it_was_raised_and_ends_the_workers(workers):
     assert not multiprocessing.active_children() and got.reader.ring is None
 
 
+class Placed(Made):
+    """Images written where the batch will be read, as far as they fit; counted in `modality`."""
+
+    def __getitems__(self, positions, place=None):
+        samples = super().__getitems__(positions, place)
+        for row, sample in enumerate(samples):
+            memory = place(row)(sample["image"].shape, sample["image"].dtype)
+            if memory is not None:
+                memory[:] = sample["image"]
+                sample["image"] = memory
+        return samples
+
+
+@pytest.mark.parametrize("size", [1, 4, 7])
+@pytest.mark.parametrize("slot_bytes", [7 * 3 * 400 * 4, 400])
+def test_images_that_are_in_their_place_are_not_moved_and_others_join_them(size, slot_bytes):
+    """Batches of one type and shape, and of several, in slots that hold them and that do not."""
+    got = Loader(BatchReader(Placed()), batches(30, size), slot_bytes=slot_bytes, workers=2)
+    plain = Loader(BatchReader(Made()), batches(30, size), slot_bytes=slot_bytes, workers=0)
+    assert all_same(list(got), list(plain))
+    got.close()
+
+
+def test_a_whole_batch_in_place_is_the_memory_itself():
+    memory = np.empty((2, 1, 3, 3), np.int16)
+    canvas = Canvas(2, lambda shape, dtype: memory)
+    samples = [{"image": canvas.place(row)((1, 3, 3), np.dtype(np.int16)), "position": row} for row in (0, 1)]
+    for sample in samples:
+        sample["image"][:] = sample["position"] + 5
+    assert stack(samples, lambda *_: pytest.fail("nothing else is needed"), canvas)["image"] is memory
+    assert canvas.place(1)((1, 3, 3), np.dtype(np.uint8)) is None
+    samples[1]["image"] = np.full((1, 3, 3), 9, np.int16)  # one that was read elsewhere
+    joined = stack(samples, lambda shape, dtype: memory, canvas)["image"]
+    assert joined.tolist() == np.stack([np.full((1, 3, 3), 5), np.full((1, 3, 3), 9)]).tolist()
+
+
 class Slow(Made):
-    def __getitems__(self, positions):
+    def __getitems__(self, positions, place=None):
         time.sleep(0.5)
-        return super().__getitems__(positions)
+        return super().__getitems__(positions, place)
 
 
 @pytest.mark.parametrize(("context", "waiting"), [("fork", True), ("fork", False), ("forkserver", True)])
@@ -228,10 +265,10 @@ def test_a_worker_that_is_killed_stops_the_loop_with_its_cause(context, waiting)
 
 
 class Exits(Made):
-    def __getitems__(self, positions):
+    def __getitems__(self, positions, place=None):
         if 40 in positions:
             os._exit(3)
-        return super().__getitems__(positions)
+        return super().__getitems__(positions, place)
 
 
 def test_a_worker_that_ends_by_itself_is_named_with_its_status():
@@ -359,14 +396,14 @@ def test_a_process_of_multiprocessing_exits_while_it_holds_workers():
 class Faults(Made):
     """Says as its position how many pages the kernel had to give for 20 batches of eight crops of 1.7 MB."""
 
-    def __getitems__(self, positions):
+    def __getitems__(self, positions, place=None):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(20):
             for crop in [np.empty(96**3, np.int16) for _ in range(8)]:
                 crop.fill(1)
             del crop
         found = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        return [sample | {"position": found} for sample in super().__getitems__(positions)]
+        return [sample | {"position": found} for sample in super().__getitems__(positions, place)]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to")
@@ -378,10 +415,10 @@ def test_workers_reuse_the_memory_of_crops():
 
 
 class Stuck(Made):
-    def __getitems__(self, positions):
+    def __getitems__(self, positions, place=None):
         if 40 in positions:
             time.sleep(3600)
-        return super().__getitems__(positions)
+        return super().__getitems__(positions, place)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ COUNT, SHAPE = 60, (4, 1, 64, 64)
 class Numbered:
     """Images full of their position."""
 
-    def __getitems__(self, positions) -> list[dict]:
+    def __getitems__(self, positions, place=None) -> list[dict]:
         return [{"image": np.full(SHAPE[1:], p, np.uint16), "position": p, "key": str(p)} for p in positions]
 
 
