@@ -14,7 +14,7 @@ from types import ModuleType
 
 from ..errors import ReadError
 from ..sample import Given, Image
-from . import array, channels, dicom, itk, nifti, npz, raster, video
+from . import array, channels, dicom, itk, nifti, npz, raster, slide, video
 from .labels import read_label_map
 from .source import head_of
 
@@ -28,8 +28,9 @@ READERS: dict[str, ModuleType] = {
     "itk": itk,
     "npz": npz,
     "video": video,
+    "slide": slide,
 }
-TOLD = (array, npz, video)  # readers that take `given`
+TOLD = (array, npz, slide, video)  # readers that take `given`
 
 SUFFIXES: dict[str, str] = {suffix: name for name, module in READERS.items() for suffix in module.SUFFIXES}
 
@@ -77,7 +78,7 @@ def each(
     if given is not None and given.channels:
         yield from channels.read(paths, given, fourth_axis=fourth_axis)
         return
-    reader = reader_of(paths[0])
+    reader = slide if slide.wanted(paths[0], given) else reader_of(paths[0])
     if reader in TOLD:
         yield from reader.read(paths, fourth_axis=fourth_axis, given=given)
     else:
