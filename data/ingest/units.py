@@ -17,6 +17,7 @@ from typing import Any
 
 from ..annotations.readings import mask_paths
 from ..atomic import write_json
+from ..curate.curation import Row
 from ..errors import ShardError
 from ..interop import archive
 from ..layouts.base import Source
@@ -34,12 +35,17 @@ RECORDS_PER_UNIT = 10_000  # keeps a unit of tiny pictures to some minutes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """Consecutive records of one source; `hashes_only` units read held-out images and store no pixels."""
+    """Consecutive records of one source; `hashes_only` units read held-out images and store no pixels.
+
+    `measures` units store no pixels either, but what curation looks at (curate/measure.py).
+    """
 
     name: str
     source: Source
     records: tuple[Record, ...]
     hashes_only: bool = False
+    measures: bool = False
+    curated: Mapping[str, Row] | None = None  # decisions by key of the record; None: no curation is used
     profile: str = "small"  # see shards/codec.py
     inputs: str = ""
 

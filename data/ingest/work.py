@@ -6,11 +6,13 @@ full, disk gone, memory) ends it at once, leaves nothing half-written, and runni
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..curate.curation import NOT_CURATED, Row
 from ..errors import ShardError
 from ..interop import archive
 from ..privacy import key_of, subject_key
@@ -32,6 +34,8 @@ Tick = Callable[[int], None]
 
 SUBJECT_HELD_OUT = "subject is held out"
 CONTENT_HELD_OUT = "pixels equal a held-out image"
+
+_UNKNOWN = Row(drop=NOT_CURATED)
 
 
 def run_unit(
@@ -62,6 +66,13 @@ def run_unit(
         for record in todo:
             _hash(unit, record, salt, receipt)
         receipt.hashes.sort()
+    elif unit.measures:
+        from ..curate.measure import write_measures
+
+        def refuse(record: Record, error: Exception) -> None:
+            _refuse(unit, record, salt, receipt, error)
+
+        write_measures(out, unit, todo, refuse)
     else:
         _write_shards(out, unit, todo, salt, held_out, receipt)
     receipt.save(receipt_path(out, unit))
@@ -77,6 +88,11 @@ def try_records(unit: Unit, numbers: range, salt: bytes, crashed: Mapping[int, s
         tick(number)
         if unit.hashes_only:
             _hash(unit, unit.records[number], salt, Receipt(unit.name, unit.inputs))
+        elif unit.measures:
+            from ..curate.measure import measures_of
+
+            with contextlib.suppress(Exception):  # only a crash counts here
+                list(measures_of(unit.source, unit.records[number]))
         else:
             for _ in _encoded(
                 unit, unit.records[number], salt, HeldOutSets(), Receipt(unit.name, unit.inputs)
@@ -148,16 +164,30 @@ def _encoded(
     if (record.dataset, subject_key(salt, record.dataset, record.subject)) in held_out.subjects:
         receipt.excluded.append((key, SUBJECT_HELD_OUT))
         return
+    row = None if unit.curated is None else unit.curated.get(key, _UNKNOWN)
+    if row is not None and row.drop:
+        (receipt.excluded if row is not _UNKNOWN else receipt.failures).append((key, row.drop))
+        return
+    excluded: list[tuple[str, str]] = []
     with Spool() as spool:
         try:
-            for sample in samples_of(unit.source, record, salt):
+            count = 0
+            for number, sample in enumerate(samples_of(unit.source, record, salt)):
+                count += 1
+                if row is not None:
+                    row.check(number, sample.meta["content_hash"], salt)
                 if sample.meta["content_hash"] in held_out.contents:
-                    receipt.excluded.append((sample.key, CONTENT_HELD_OUT))
-                    continue
-                spool.put(sample.meta, list(members_of(sample, unit.profile)))
+                    excluded.append((sample.key, CONTENT_HELD_OUT))
+                elif row is not None and number in row.images:
+                    excluded.append((sample.key, row.images[number]))
+                else:
+                    spool.put(sample.meta, list(members_of(sample, unit.profile)))
+            if row is not None:
+                row.check_count(count)
         except Exception as error:
             _refuse(unit, record, salt, receipt, error)
             return
+        receipt.excluded += excluded
         yield from spool
 
 
