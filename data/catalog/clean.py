@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, nearest
+from ..sample import Organ
 from .graph import Relative
 from .records import Basis, Dataset
 from .vocabulary import Companion
@@ -28,7 +29,7 @@ class CleanFor:
     targets: tuple[str, ...]  # dataset ids that the task stands for; never to be pretrained on
     clean: tuple[Dataset, ...]  # no recorded path to a target
     excluded: tuple[Relative, ...]  # certain and possible relatives, surest first
-    # Of `clean`: the same modality and organ as a target, or (Decathlon) the same hospital; nothing recorded.
+    # Of `clean`: the the same modality and organ as a target, or (Decathlon) hospital; nothing recorded.
     unknown: tuple[Dataset, ...]
 
     @property
@@ -107,7 +108,24 @@ def _rank(relative: Relative) -> tuple[str, int, str]:
     return relative.level, len(relative.path), relative.id
 
 
+# Regions whose images show these organs as well: an abdominal CT is a liver CT.
+_SHOWN: dict[Organ, frozenset[Organ]] = {
+    Organ.ABDOMEN: frozenset({
+        Organ.LIVER, Organ.GALLBLADDER, Organ.KIDNEY, Organ.ADRENAL, Organ.PANCREAS, Organ.SPLEEN,
+        Organ.STOMACH, Organ.COLON, Organ.PELVIS,
+    }),
+    Organ.CHEST: frozenset({Organ.LUNG, Organ.HEART, Organ.MEDIASTINUM, Organ.ESOPHAGUS}),
+    Organ.PELVIS: frozenset({
+        Organ.BLADDER, Organ.PROSTATE, Organ.UTERUS, Organ.CERVIX, Organ.OVARY, Organ.COLON,
+    }),
+    Organ.HEAD_NECK: frozenset({Organ.BRAIN, Organ.EYE, Organ.EAR, Organ.ORAL, Organ.THYROID}),
+    Organ.WHOLE_BODY: frozenset(Organ) - {Organ.PHANTOM, Organ.ANIMAL, Organ.CELL, Organ.BLOOD},
+    Organ.MULTI_ORGAN: frozenset(Organ) - {Organ.PHANTOM, Organ.ANIMAL},
+}  # fmt: skip
+
+
 def _alike(one: Dataset, other: Dataset) -> bool:
-    """Whether two datasets have an imaging modality and an organ in common, as far as is known."""
-    images = {m for m in one.modalities if not isinstance(m, Companion)} & set(other.modalities)
-    return bool(images) and bool(set(one.organs) & set(other.organs))
+    """Whether two datasets may show the same: modality and organ in common, as far as these are known."""
+    modalities = [{m for m in d.modalities if not isinstance(m, Companion)} for d in (one, other)]
+    organs = [set(d.organs).union(*(_SHOWN.get(organ, ()) for organ in d.organs)) for d in (one, other)]
+    return all(not first or not second or first & second for first, second in (modalities, organs))

@@ -49,8 +49,14 @@ class Relative:
 
     @property
     def steps(self) -> str:
-        """The path in words: `lits < abdomenct-1k` reads step by step as recorded."""
-        return ", ".join(f"{step}{' (recalled)' * (step.basis is Basis.RECALLED)}" for step in self.path)
+        """The path as a chain from the other dataset to this one, in the signs of `SIGNS`."""
+        here, chain = self.id, self.id
+        for step in reversed(self.path):
+            forward = step.b == here  # the step was walked from a to b
+            here = step.a if forward else step.b
+            sign = _SIGN[_WAYS[step.relation][0 if forward else 1]]
+            chain = f"{here} {sign}{'?' * (step.basis is Basis.RECALLED)} {chain}"
+        return chain
 
 
 class _Lie(IntEnum):
@@ -119,6 +125,9 @@ def kinds(modalities: Iterable[str]) -> frozenset[int] | None:
     found = frozenset(number for number, members in enumerate(_KINDS) if present & members)
     return None if not found or Modality.OTHER in present else found
 
+
+_SIGN = {_Way.SAME: "=", _Way.UP: "<", _Way.DOWN: ">", _Way.ACROSS: "~"}
+SIGNS = "= the same cases   < is inside   > holds   ~ shares some   ? this step was recalled, not re-read"
 
 Edges = Mapping[str, list[tuple[str, _Way, Overlap]]]
 

@@ -160,9 +160,8 @@ def _medmnist_baselines(item: MedMnistSet) -> Iterator[Baseline]:
 
 def _commands(dataset: Dataset, tasks: Iterable[TaskHere]) -> Iterator[str]:
     """Fetch, look, build, train and score; with placeholders in capitals where the user decides."""
-    folder, shards = f"datasets/{dataset.id}", f"shards/{dataset.id}"
-    yield f"medloom data fetch {dataset.id} --to {folder}"
-    yield f"medloom shards build {folder}/collection.yaml --out {shards}"
+    yield f"medloom data fetch {dataset.id}"  # where nothing can be fetched it prints the steps by hand
+    yield f"medloom shards build datasets/{dataset.id}/collection.yaml --out shards/{dataset.id}"
     for task in tasks:
         root = " --root ROOT" if not task.name.startswith("phantom") else ""
         yield f"medloom finetune {task.name}{root} --encoder ENCODER --out runs/{task.name}"

@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(found: CleanFor, *, everything: bool) -> None:
+    from ...data.catalog.graph import SIGNS
     from ..console import print_table, say
     from .output import legend, short
 
@@ -57,6 +58,8 @@ def _print(found: CleanFor, *, everything: bool) -> None:
         for relative in found.excluded
     ]  # fmt: skip
     print_table(rows)
+    if rows:
+        say(SIGNS)
     say()
     if everything:
         print_table([short(dataset) for dataset in found.clean], title="no recorded relation")

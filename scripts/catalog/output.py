@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,19 +68,22 @@ def write(text: str) -> None:
 
 
 def short(dataset: Dataset) -> dict[str, object]:
-    """A dataset as one row of a table; the mark of recalled facts follows the id."""
-    return {
+    """A dataset as a row of a table, its mark behind the id; fewer columns on a terminal below 120."""
+    row: dict[str, object] = {
         "dataset": f"{dataset.id} {dataset.mark}".strip(),
         "name": dataset.name[:40],
         "modality": ", ".join(dataset.modalities),
         "organ": ", ".join(dataset.organs),
         "task": ", ".join(dataset.tasks),
-        "count": dataset.n_images,
-        "unit": dataset.unit or "",
+        "count": "" if dataset.n_images is None else f"{dataset.n_images:,} {dataset.unit}",
         "year": dataset.year,
         "licence": dataset.licence or "unknown",
         "access": dataset.access,
     }
+    if sys.stdout.isatty() and shutil.get_terminal_size().columns < 120:
+        for name in ("name", "task", "year", "access"):
+            del row[name]
+    return row
 
 
 def legend(datasets: Sequence[Dataset]) -> str:

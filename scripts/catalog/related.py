@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the relatives."""
+    from ...data.catalog.graph import SIGNS
     from ...data.catalog.plain import plain_relative
     from ..console import print_table, say
     from .output import load, write_csv, write_json
@@ -39,5 +40,5 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     certain = sum(relative.level == "certain" for relative in found)
     say(f"{certain} share cases by the relations recorded, {len(found) - certain} may (left open)")
-    say("basis recalled: a step of the path was written from memory; its evidence is in --format json")
+    say(SIGNS)
     return 0
