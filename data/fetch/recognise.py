@@ -28,9 +28,8 @@ from ..layouts.base import SPLITS, has_suffix, parse_split, stem_of, walk
 from ..sample import Modality
 
 TABLE = "images.csv"
-_MASKS = re.compile(
-    r"masks?|labels?|labelled|annotations?|segmentations?|seg|gt|ground.?truths?", re.IGNORECASE
-)
+_MASKS = re.compile(r"masks?|annotations?|segmentations?|labelled", re.IGNORECASE)  # as a word of the name
+_MASKS_ALONE = re.compile(r"labels?|seg|gt|ground[\W_]*truths?", re.IGNORECASE)  # as the whole name
 _PLAIN = re.compile(
     r"(images?|imgs?|data|files?|photos?|pictures?|scans?|dicom|set|part)[\W_\d]*", re.IGNORECASE
 )
@@ -56,12 +55,14 @@ def guesses(base: Path) -> Iterator[Guess]:
     dicom = [name for name in names if _is_dicom(base, name)]
     images = [name for name in names if _is_image(name)]
     if len(dicom) > len(images):
+        base, dicom = _descended(base, dicom)
         masked = sorted({part for name in dicom for part in PurePosixPath(name).parts[:-1] if _is_mask(part)})
         exclude = [f"*{part}/*" for part in masked]
         yield Guess("dicom_tree", base, exclude=exclude, notes=_left_out(masked))
     elif images:
+        base, images = _descended(base, images)
         yield from _classes(base, images)
-        yield _table(base, images)
+        yield from _table(base, images)
 
 
 def write(
@@ -132,22 +133,25 @@ def _described(base: Path, names: list[str]) -> Iterator[Guess]:
                 yield Guess("bids", (base / name).parent)
 
 
+def _descended(base: Path, names: list[str]) -> tuple[Path, list[str]]:
+    """The folder that holds them all, and the names below it."""
+    common = PurePosixPath(os.path.commonpath([f"{PurePosixPath(name).parent}/" for name in names]))
+    return base / common, [PurePosixPath(name).relative_to(common).as_posix() for name in names]
+
+
 def _classes(base: Path, images: list[str]) -> Iterator[Guess]:
     """Folders that are classes, perhaps below folders that are splits."""
-    root, inner = base, images
-    while len(tops := {name.split("/")[0] for name in inner}) == 1 and all("/" in name for name in inner):
-        top = tops.pop()
-        root, inner = root / top, [name[len(top) + 1 :] for name in inner]
+    tops = {name.split("/")[0] for name in images}
     splits = all(_is_split(top) for top in tops)
-    level = {name.split("/")[1] for name in inner if name.count("/") > 1} if splits else tops
-    if not all(name.count("/") >= 1 + splits for name in inner) or len(level) < 2:
+    if not all(name.count("/") >= 1 + splits for name in images):
         return
-    if any(_PLAIN.fullmatch(word) or _is_mask(word) or _is_split(word) for word in level):
+    level = {name.split("/")[1] for name in images} if splits else tops
+    if len(level) < 2 or any(_PLAIN.fullmatch(word) or _is_mask(word) or _is_split(word) for word in level):
         return
-    yield Guess("image_folder", root, {"split_folders": True} if splits else {})
+    yield Guess("image_folder", base, {"split_folders": True} if splits else {})
 
 
-def _table(base: Path, images: list[str]) -> Guess:
+def _table(base: Path, images: list[str]) -> Iterator[Guess]:
     """Every image, with the mask of the same name from a folder beside its own."""
     masks: dict[tuple[str, str], list[str]] = {}
     pictures: list[str] = []
@@ -158,22 +162,27 @@ def _table(base: Path, images: list[str]) -> Guess:
             pictures.append(name)
         else:
             masks.setdefault(("/".join(folders[:place]), stem_of(name)), []).append(name)
-    rows, used = [], 0
+    if not pictures:
+        return
+    guess = Guess("table", base, {"path": "path"})
+    used = 0
     for name in pictures:
         folders = PurePosixPath(name).parts[:-1]
         near = ("/".join(folders[:-1]), stem_of(name))
         own = [mask for mask in masks.get(near, []) if not has_suffix(mask, _LOSSY)]
         used += len(own) == 1
-        rows.append({"path": name, "mask": own[0] if len(own) == 1 else ""})
-    guess = Guess("table", base, {"path": "path"}, table=rows)
+        split = next((parse_split(part) for part in folders if _is_split(part)), "")
+        guess.table.append({"path": name, "mask": own[0] if len(own) == 1 else "", "split": split})
     if used:
         guess.options["mask"] = "mask"
+    if any(row["split"] for row in guess.table):
+        guess.options["split"] = "split"
     left = Counter(PurePosixPath(name).parts[-2] for several in masks.values() for name in several)
     if sum(left.values()) > used:
         guess.notes = _left_out(
-            sorted(left), "JPEG is no label map, or no image of the same name is beside it"
+            sorted(left), "JPEG is no label map, or not exactly one has the name of an image beside it"
         )
-    return guess
+    yield guess
 
 
 def _left_out(folders: list[str], why: str = "layout dicom_tree reads images only") -> list[str]:
@@ -181,9 +190,8 @@ def _left_out(folders: list[str], why: str = "layout dicom_tree reads images onl
 
 
 def _is_mask(part: str) -> bool:
-    return any(
-        _MASKS.fullmatch(word) for word in re.split(r"[\W_\d]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", part))
-    )
+    words = re.split(r"[\W_\d]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", part))  # leftMask, MASKS_DICOM
+    return any(map(_MASKS.fullmatch, words)) or _MASKS_ALONE.fullmatch(part) is not None
 
 
 def _is_split(part: str) -> bool:

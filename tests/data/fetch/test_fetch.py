@@ -215,7 +215,7 @@ def test_killed_at_any_moment_and_continued(site, tmp_path):
     assert len(scan(Collection.load(folder / "collection.yaml")).records) == 5
     assert [name for name in names(folder) if "/" not in name] == ["collection.yaml"]
     starts = [int(wanted[6:-1] or 0) if wanted else 0 for _, wanted, _ in site.seen]
-    assert starts == sorted(starts) and starts[-1] > 0.5 * path.stat().st_size  # continued, not begun again
+    assert starts == sorted(starts) and starts[-1] > 0.3 * path.stat().st_size  # continued, not begun again
 
 
 def _one(catalog_url: str, md5: str, to: str, queue) -> None:
