@@ -106,7 +106,7 @@ class Detail {
     const start = node.depth > 1 ? `${name(node.from.id)} ` : "";
     const word = node.depth > 1 ? says : says[0].toUpperCase() + says.slice(1);
     const proof = url ? link(url, basis === "recalled" ? "where to check" : "source") : "";
-    const mark = basis === "recalled" ? `${basisMark("recalled")} <span class="soft">recalled</span>` : "";
+    const mark = basis === "recalled" ? `<span class="basis" aria-hidden="true">~~</span> <span class="soft">recalled</span>` : "";
     return `<li${node.possible ? ' class="possible"' : ""}>${start}${word} ${name(node.id)} <span class="proof">${node.possible ? "may share cases" : ""} ${mark} ${proof}</span></li>`;
   }
 

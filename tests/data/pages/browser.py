@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +24,13 @@ _KEYS = {
     "Escape": 27, "Enter": 13, "ArrowDown": 40, "ArrowUp": 38, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9,
     "Home": 36, "End": 35, "PageDown": 34, " ": 32,
 }  # fmt: skip
+
+
+# Become the browser with the two ends of the pipes on descriptors 3 and 4, wherever they were.
+_LAUNCH = (
+    "import fcntl, os, sys; ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]; "
+    "os.dup2(ends[0], 3); os.dup2(ends[1], 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 def find_chromium() -> str | None:
@@ -39,7 +47,7 @@ class Browser:
         self._read, from_child = os.pipe()
         self._profile = tempfile.TemporaryDirectory(prefix="medloom-browser-", ignore_cleanup_errors=True)
         command = [
-            "/bin/sh", "-c", f'exec "$0" "$@" 3<&{to_child} 4>&{from_child}', binary, "--headless=new",
+            sys.executable, "-c", _LAUNCH, str(to_child), str(from_child), binary, "--headless=new",
             "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
             f"--user-data-dir={self._profile.name}", "about:blank",
