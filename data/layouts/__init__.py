@@ -6,20 +6,39 @@ new file and a line in `LAYOUTS`.
 
 from __future__ import annotations
 
-from . import cases, dicom_tree, image_folder, litdata, medmnist, msd, nnunet, nnunet_raw, table, webdataset
+from . import (
+    cases,
+    coco,
+    dicom_tree,
+    image_folder,
+    labelme,
+    litdata,
+    medmnist,
+    msd,
+    nnunet,
+    nnunet_raw,
+    table,
+    voc,
+    webdataset,
+    yolo,
+)
 from .base import Layout, Refusal, Source
 
 __all__ = ["LAYOUTS", "Layout", "Refusal", "Source"]
 
 LAYOUTS: dict[str, Layout] = {
     "cases": cases,
+    "coco": coco,
     "dicom_tree": dicom_tree,
     "image_folder": image_folder,
+    "labelme": labelme,
     "litdata": litdata,
     "medmnist": medmnist,
     "msd": msd,
     "nnunet": nnunet,
     "nnunet_raw": nnunet_raw,
     "table": table,
+    "voc": voc,
     "webdataset": webdataset,
+    "yolo": yolo,
 }

@@ -176,6 +176,29 @@ def subject_in(name: str, pattern: re.Pattern[str] | None) -> str:
     return (found.group(1) or "") if found else ""
 
 
+def record_of(source: Source, name: str, path: Path, pattern: re.Pattern[str] | None, **known: Any) -> Record:
+    """The Record of one file, with what the source says of all its images; `known` adds to it.
+
+    Raises:
+        CollectionError: the file is missing or empty, or `pattern` does not find its subject.
+    """
+    if why := readable(path):
+        raise CollectionError(why)
+    subject = subject_in(name, pattern)
+    if not subject and pattern is not None:
+        raise CollectionError(f"options.subject_pattern {pattern.pattern!r} does not match")
+    return Record(
+        dataset=source.dataset,
+        name=name,
+        subject=subject,
+        paths=(path,),
+        modality=source.modality,
+        organ=source.organ,
+        licence=source.licence,
+        **known,
+    )
+
+
 def compiled(text: str, key: str) -> re.Pattern[str]:
     """`re.compile` whose error names the key. Raises ConfigError."""
     try:

@@ -3,10 +3,10 @@
     BraTS20_Training_001/BraTS20_Training_001_flair.nii.gz, ..._t1.nii.gz, ..._seg.nii.gz
     case_00012/imaging.nii.gz, segmentation.nii.gz
 
-`channels` are the words in which the files' names end (or that they are): their files become the channels
-of one image, or with `stack: false` an image each, of one subject and study. `mask` is the word of the label
-map. A folder that holds images is a case, however deep it lies. That the channels' grids agree is checked when
-they are read; a scan costs one listing a folder.
+`channels` are the words in which the files' names end (or that they are): their files become the channels of
+one image, or with `stack: false` an image each, of one subject and study. `mask` is the word of the label
+map. A folder that holds images is a case, however deep it lies. That the channels' grids agree is checked
+when they are read; a scan costs one listing a folder.
 """
 
 from __future__ import annotations
