@@ -169,6 +169,7 @@ class Given:
     tile: int = 512  # slide: pixels of a tile's edge
     mpp: float | None = None  # slide: micrometres a pixel at which it is read; None: 0.5, which is 20x
     tissue: float = 0.5  # slide: least share of a tile that is tissue; 0 keeps every tile
+    crop: bool = False  # ultrasound: only the regions that hold the scan, not the texts around them
     most: int = 0  # video, slide: frames or tiles kept of one file, evenly spread; 0: all
 
 

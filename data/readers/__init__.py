@@ -30,7 +30,7 @@ READERS: dict[str, ModuleType] = {
     "video": video,
     "slide": slide,
 }
-TOLD = (array, npz, slide, video)  # readers that take `given`
+TOLD = (array, dicom, npz, slide, video)  # readers that take `given`
 
 SUFFIXES: dict[str, str] = {suffix: name for name, module in READERS.items() for suffix in module.SUFFIXES}
 

@@ -8,7 +8,7 @@ angiography) become one 2D picture each, in the orientation in which they are di
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import ReadError
-from ..sample import Image
+from ..sample import Given, Image
 from . import dicom_fields as fields
-from . import geometry, messages, values
+from . import dicom_loop, geometry, messages, values
 from .dicom_facts import facts_of
-from .dicom_planes import planes_of
-from .dicom_series import Plane, plane_affine, scaled, stack, stack_by_number
+from .dicom_planes import is_loop, planes_of
+from .dicom_series import picture, stack, stack_by_number
 from .source import check_fourth_axis, content
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -105,15 +105,19 @@ def header(path: Path) -> Header:
         ) from error
 
 
-def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]:
+def read(
+    paths: Sequence[Path], *, fourth_axis: str = "channels", given: Given | None = None
+) -> Iterator[Image]:
     """Read one DICOM file, or the files of one series in any order.
 
     Args:
         paths: at least one; the same object twice (equal SOP instance UID) counts once.
         fourth_axis: for a stack taken many times: "channels" makes [C, D, H, W], "frames" one Image a time.
+        given: of a loop, `every` seconds a frame and `most` frames; `crop` to the ultrasound regions.
 
-    Returns:
-        One volume [C, D, H, W] for slices with positions; else 2D pictures [C, H, W], one a file or frame.
+    Yields:
+        One volume [C, D, H, W] for slices with positions; else 2D pictures [C, H, W], one a file or frame,
+        those of a loop decoded one at a time.
 
     Raises:
         ReadError: not DICOM, no pixels, undecodable, or a series that is not one regular stack: two series or
@@ -123,16 +127,26 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]
     if not paths:
         raise ReadError("no DICOM file given, expected at least one")
     with fields.quiet():
-        return _read(paths, fourth_axis)
+        datasets = _one_series([(path.name, _open(path)) for path in paths])
+    name, first = datasets[0]
+    if len(datasets) == 1 and (dicom_loop.is_film(first) or is_loop(first)):
+        facts = {"format": "dicom", **facts_of([first])}
+        for image in dicom_loop.frames(name, first, given or Given()):
+            yield _finished(image, first, facts, name)
+        return
+    crop = given is not None and given.crop
+    del first
+    with fields.quiet():
+        images = _read(datasets, fourth_axis, crop)
+    yield from images
 
 
-def _read(paths: Sequence[Path], fourth_axis: str) -> list[Image]:
-    datasets = _one_series([(path.name, _open(path)) for path in paths])
+def _read(datasets: list[tuple[str, Any]], fourth_axis: str, crop: bool) -> list[Image]:
     name, first = datasets[0]
     planes = [plane for item_name, dataset in datasets for plane in planes_of(item_name, dataset)]
     facts = {"format": "dicom", **facts_of([dataset for _, dataset in datasets])}
     one_each = len(datasets) == len(planes)
-    del datasets  # the files' bytes, before the planes are stacked
+    datasets.clear()  # the files' bytes, before the planes are stacked
     if len(planes) > 1 and all(p.position is not None and p.orientation is not None for p in planes):
         volumes, affine = stack(planes)
         geometry.check_affine(affine, name)
@@ -140,7 +154,8 @@ def _read(paths: Sequence[Path], fourth_axis: str) -> list[Image]:
     elif len(planes) > 1 and one_each and fields.text(first, "Modality") in _STACKED:
         images = [stack_by_number(planes)]
     else:
-        images = [_picture(plane) for plane in sorted(planes, key=lambda plane: plane.order)]
+        images = [picture(plane) for plane in sorted(planes, key=lambda plane: plane.order)]
+        images = [dicom_loop.shown(image, first, name, crop) for image in images]
     if len(images) > 1:
         for index, image in enumerate(images):
             image.facts |= {"frame": index, "frames": len(images)}
@@ -177,10 +192,6 @@ def _volumes(volumes: list[np.ndarray], affine: np.ndarray, fourth_axis: str) ->
             )
         )
     return images
-
-
-def _picture(plane: Plane) -> Image:
-    return Image(array=scaled(plane), spacing=plane.spacing, affine=plane_affine(plane))
 
 
 def _open(path: Path) -> Any:

@@ -112,13 +112,17 @@ def pixel_spacing(dataset: Any) -> tuple[float, float] | None:
         found = pair(dataset, key)
         if found:
             return found
-    regions = set()
-    for region in items(dataset, "SequenceOfUltrasoundRegions"):
-        units = (integer(region, "PhysicalUnitsXDirection"), integer(region, "PhysicalUnitsYDirection"))
-        across, down = positive(region, "PhysicalDeltaX"), positive(region, "PhysicalDeltaY")
-        if units == (_CENTIMETRES, _CENTIMETRES) and across and down:
-            regions.add((round(10 * down, 6), round(10 * across, 6)))
+    regions = {region_spacing(region) for region in items(dataset, "SequenceOfUltrasoundRegions")} - {None}
     return regions.pop() if len(regions) == 1 else None
+
+
+def region_spacing(region: Any) -> tuple[float, float] | None:
+    """Millimetres between rows and columns of an ultrasound region; None when an axis is time or velocity."""
+    units = (integer(region, "PhysicalUnitsXDirection"), integer(region, "PhysicalUnitsYDirection"))
+    across, down = positive(region, "PhysicalDeltaX"), positive(region, "PhysicalDeltaY")
+    if units == (_CENTIMETRES, _CENTIMETRES) and across and down:
+        return round(10 * down, 6), round(10 * across, 6)
+    return None
 
 
 def modality(dataset: Any) -> Modality | None:

@@ -7,10 +7,11 @@ take geometry and rescaling from their functional groups.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from pydicom.pixels import apply_color_lut, apply_modality_lut
+from pydicom.pixels import apply_color_lut, apply_modality_lut, iter_pixels
 
 from ..errors import ReadError
 from . import dicom_fields as fields
@@ -20,38 +21,59 @@ from .dicom_series import Plane
 def planes_of(name: str, dataset: Any) -> list[Plane]:
     """Decoded planes of one file: one, or one a frame."""
     pixels = _pixels(name, dataset)  # [F, C, H, W]
-    number = fields.integer(dataset, "InstanceNumber") or 0
-    spacing = fields.pixel_spacing(dataset)
+    return [_plane(name, dataset, array, index, len(pixels)) for index, array in enumerate(pixels)]
+
+
+def frame_planes(name: str, dataset: Any, indices: Sequence[int]) -> Iterator[Plane]:
+    """The planes of some frames of one file, decoded one at a time. Raises ReadError."""
+    frames = fields.count(dataset, "NumberOfFrames") or 1
+    decoded = iter_pixels(dataset, indices=list(indices))
+    for index in indices:
+        try:
+            with fields.quiet():
+                array = next(decoded)
+        except MemoryError:
+            raise
+        except Exception as error:  # every decoder plug-in raises its own kinds
+            line = fields.line(error, dataset)
+            raise ReadError(f"{name}: frame {index} cannot be decoded ({line}); copy it again") from error
+        yield _plane(name, dataset, _pixels(name, dataset, array)[0], index, frames)
+
+
+def is_loop(dataset: Any) -> bool:
+    """Whether a file holds frames that have no places in the patient: a film, not a volume."""
+    frames = fields.count(dataset, "NumberOfFrames") or 1
+    return frames > 1 and _frame_geometry(dataset, 0, frames)[0] is None
+
+
+def _plane(name: str, dataset: Any, array: np.ndarray, index: int, frames: int) -> Plane:
+    position, orientation, frame_spacing = _frame_geometry(dataset, index, frames)
+    slope, intercept = _rescale(dataset, index)
+    spacing = frame_spacing or fields.pixel_spacing(dataset)
     thickness = fields.positive(dataset, "SpacingBetweenSlices") or fields.positive(dataset, "SliceThickness")
-    planes = []
-    for index, array in enumerate(pixels):
-        position, orientation, frame_spacing = _frame_geometry(dataset, index, len(pixels))
-        slope, intercept = _rescale(dataset, index)
-        planes.append(
-            Plane(
-                name=name,
-                array=array,
-                slope=slope,
-                intercept=intercept,
-                position=position,
-                orientation=orientation,
-                spacing=frame_spacing or spacing,
-                thickness=thickness,
-                order=(number, index),
-            )
-        )
-        if position is not None and planes[-1].spacing is None:
-            raise ReadError(
-                f"{name}: a slice position but no pixel spacing, expected both; repair the header"
-            )
-    return planes
+    if position is not None and spacing is None:
+        raise ReadError(f"{name}: a slice position but no pixel spacing, expected both; repair the header")
+    return Plane(
+        name=name,
+        array=array,
+        slope=slope,
+        intercept=intercept,
+        position=position,
+        orientation=orientation,
+        spacing=spacing,
+        thickness=thickness,
+        order=(fields.integer(dataset, "InstanceNumber") or 0, index),
+    )
 
 
-def _pixels(name: str, dataset: Any) -> np.ndarray:
-    """Stored pixels [F, C, H, W]: colours as RGB, MONOCHROME1 inverted, lookup tables applied."""
+def _pixels(name: str, dataset: Any, frame: np.ndarray | None = None) -> np.ndarray:
+    """Stored pixels [F, C, H, W]: colours as RGB, MONOCHROME1 inverted, lookup tables applied.
+
+    `frame` is one that is decoded already.
+    """
     try:
         _check_bits(name, dataset)
-        array = dataset.pixel_array
+        array = dataset.pixel_array if frame is None else frame
         photometric = fields.text(dataset, "PhotometricInterpretation").upper()
         if photometric == "PALETTE COLOR":
             array = apply_color_lut(array, dataset)
@@ -64,7 +86,8 @@ def _pixels(name: str, dataset: Any) -> np.ndarray:
         line = fields.line(error, dataset)
         raise ReadError(f"{name}: pixels cannot be decoded ({line}); copy it again") from error
     coloured = photometric == "PALETTE COLOR" or fields.count(dataset, "SamplesPerPixel") > 1
-    array = _frames(name, dataset, array, coloured)
+    said = 1 if frame is not None else fields.count(dataset, "NumberOfFrames") or 1
+    array = _frames(name, said, array, coloured)
     if array.shape[1] == 3 and all(np.array_equal(array[:, 0], array[:, channel]) for channel in (1, 2)):
         array = array[:, :1]
     if photometric == "MONOCHROME1" and array.dtype.kind in "iu":
@@ -84,10 +107,10 @@ def _check_bits(name: str, dataset: Any) -> None:
         )
 
 
-def _frames(name: str, dataset: Any, array: np.ndarray, coloured: bool) -> np.ndarray:
+def _frames(name: str, said: int, array: np.ndarray, coloured: bool) -> np.ndarray:
     """[F, C, H, W] of what pydicom decoded: [H, W], [F, H, W], [H, W, C] or [F, H, W, C]."""
     plane = array.shape[-3:] if coloured else array.shape[-2:]
-    said, found = fields.count(dataset, "NumberOfFrames") or 1, array.size // math.prod(plane)
+    found = array.size // math.prod(plane)
     if said != found:
         raise ReadError(
             f"{name}: pixels of {found} frames where the header says {said}; repair NumberOfFrames or copy it"

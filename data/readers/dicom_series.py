@@ -112,6 +112,11 @@ def plane_affine(plane: Plane) -> np.ndarray | None:
     return affine
 
 
+def picture(plane: Plane) -> Image:
+    """A plane by itself, [C, H, W] as it is displayed."""
+    return Image(array=scaled(plane), spacing=plane.spacing, affine=plane_affine(plane))
+
+
 def scaled(plane: Plane) -> np.ndarray:
     """Pixels [C, H, W] with the rescale slope and intercept applied."""
     try:

@@ -74,7 +74,7 @@ def _stored(path: Path, like: Image, given: Given | None) -> tuple[np.ndarray, n
         reader, path = arrays, npz.address_of(path, mask=True)
     if reader is arrays:
         return arrays.read_labels(path, like.ndim, given)
-    images = reader.read([path])
+    images = list(reader.read([path]))
     if len(images) != 1:
         raise ReadError(f"{path.name}: {len(images)} frames, expected one label map")
     if images[0].facts.get("nonfinite"):
