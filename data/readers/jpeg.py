@@ -12,6 +12,8 @@ from ..errors import ReadError
 _SOS, _EOI = 0xDA, 0xD9
 # SOF0..15 with DHT (C4) and DAC (CC) but not JPG (C8); SOS, DQT, DNL, DRI, DHP, EXP.
 _NEEDED = {*range(0xC0, 0xD0), *range(0xDA, 0xE0)} - {0xC8}
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 
 
@@ -42,6 +44,20 @@ def strip(data: bytes, name: str) -> bytes:
         if marker == _SOS:
             position = _scan_end(data, position, name)
             kept.append(data[end:position])
+
+
+def beyond_baseline(data: bytes) -> bool:
+    """Whether the picture has more than 8 bits a sample or is coded without loss: see its frame header."""
+    position = 2
+    while position + 9 < len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in _FRAMES:
+            return data[position + 4] > 8 or marker in _LOSSLESS
+        if marker == 0xFF:
+            position += 1
+            continue
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
 
 
 def _marker(data: bytes, position: int, name: str) -> tuple[int, int]:

@@ -8,9 +8,12 @@ applied, and grey stored as lossless RGB becomes one channel. Resolution tags ar
 from __future__ import annotations
 
 import io
+import itertools
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
@@ -24,7 +27,15 @@ from .source import check_fourth_axis, content, single
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pnm")
 
 _ORIENTATION = 0x0112
+_PLAIN = ("MINISBLACK", "MINISWHITE", "RGB")  # photometric interpretations of TIFF that need no conversion
+_DEEP = "deep jpeg"
+_ALPHA = (1, 2)  # kinds of extra samples; others are channels
+_PNM_DEPTH = re.compile(rb"P[36]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*(\d+)")
 _GREY_MODES = {"1", "L", "I;16", "I;16B", "I;16L", "I", "F"}
+
+
+class _Refused(Exception):
+    """A sound picture of a kind that is not read."""
 
 
 def matches(head: bytes) -> bool:
@@ -49,12 +60,16 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]
     data = content(path)
     try:
         images = [_image(array, facts, path.name) for array, facts in _pages(data)]
-        if data[:3] == b"\xff\xd8\xff" and len(images) == 1:
+        if len(images) == 1 and images[0].facts["format"] == "jpeg":
             images[0].jpeg = _source_bytes(data, path.name)
+        elif images and images[0].facts["format"] == _DEEP:
+            jpeg.strip(data, path.name)  # notices a missing end, which the decoder makes up
     except ReadError:
         raise
     except Pillow.DecompressionBombError as error:
         raise ReadError(f"{path.name}: {_line(error, data)}; cut it into tiles first") from error
+    except _Refused as error:
+        raise ReadError(f"{path.name}: {error}; convert it") from error
     except UnidentifiedImageError as error:
         raise ReadError(
             f"{path.name}: not a picture of a known kind, expected one of {SUFFIXES}; check it"
@@ -94,6 +109,8 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 def _image(array: np.ndarray, facts: dict[str, str], name: str) -> Image:
+    if not array.size:
+        raise ReadError(f"{name}: {array.shape} pixels, expected one or more; copy or download it again")
     array, mended = values.finite(values.narrow(array), name)
     return Image(array=np.ascontiguousarray(array), facts={**facts, **mended})
 
@@ -113,12 +130,36 @@ def _pages(data: bytes) -> Iterator[tuple[np.ndarray, dict[str, str]]]:
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 25 and data[24] == 16 and data[25] != 0:
         yield _deep_png(data), {"format": "png"}
         return
+    if data[:3] == b"\xff\xd8\xff" and jpeg.beyond_baseline(data):
+        yield _deep_jpeg(data), {"format": _DEEP}
+        return
     with Pillow.open(io.BytesIO(data)) as picture:
         kind = str(picture.format).lower()
+        _check_whole(picture, kind, data)
         turn = picture.getexif().get(_ORIENTATION, 1)
+        if kind in (
+            "jpeg",
+            "mpo",
+        ):  # what follows the picture in an MPO is a preview, a gain map or another eye
+            yield _turned(_decoded(picture), turn), {"format": "jpeg"}
+            return
         for page in ImageSequence.Iterator(picture):
-            array = _turned(_decoded(page), turn)
-            yield (array if kind == "jpeg" else values.grey_if_equal(array)), {"format": kind}
+            yield values.grey_if_equal(_turned(_decoded(page), turn)), {"format": kind}
+
+
+def _check_whole(picture: Pillow.Image, kind: str, data: bytes) -> None:
+    """Refuse what Pillow would read with a loss and without a word."""
+    if kind == "png" and picture.mode == "P" and b"PLTE" not in data:
+        raise _Refused("a palette picture without its palette")
+    if kind == "ppm" and (depth := _PNM_DEPTH.match(data)) and int(depth[1]) > 255 and picture.mode == "RGB":
+        raise _Refused("16-bit colours, which are read from PNG and TIFF only")
+
+
+def _deep_jpeg(data: bytes) -> np.ndarray:
+    """JPEG of 12 bit, or a lossless one: what Pillow does not read."""
+    import imagecodecs
+
+    return _channels_first(np.asarray(imagecodecs.jpeg_decode(data)))
 
 
 def _deep_png(data: bytes) -> np.ndarray:
@@ -153,32 +194,57 @@ def _tiff_pages(data: bytes) -> Iterator[tuple[np.ndarray, dict[str, str]]]:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        shapes = {(page.imagewidth, page.imagelength) for page in tiff.pages}  # type: ignore[union-attr]
+        pages: list[Any] = list(itertools.islice(tiff.pages, len(_offsets(data))))
+        shapes = {(page.imagewidth, page.imagelength) for page in pages}
         # Sub-resolutions and thumbnails follow the picture: only pages of the first one's size are frames.
-        first = next(iter(tiff.pages))
-        same = len(shapes) == 1
-        for page in tiff.pages if same else [first]:
-            if page.imagewidth * page.imagelength > 2 * (Pillow.MAX_IMAGE_PIXELS or 1 << 27):  # type: ignore[union-attr]
-                raise Pillow.DecompressionBombError(f"{page.imagewidth}x{page.imagelength} pixels")  # type: ignore[union-attr]
+        for page in pages if len(shapes) == 1 else pages[:1]:
+            if page.imagewidth * page.imagelength > 2 * (Pillow.MAX_IMAGE_PIXELS or 1 << 27):
+                raise Pillow.DecompressionBombError(f"{page.imagewidth}x{page.imagelength} pixels")
             yield _tiff_page(page, data), {"format": "tiff"}
 
 
-def _tiff_page(page, data: bytes) -> np.ndarray:
+def _offsets(data: bytes) -> list[int]:
+    """Where the pages of a TIFF stand, up to the first that was there before: links may lead back.
+
+    Raises:
+        ValueError: a link leads behind the end of the file; tifffile would give the pages before it.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = b"+" in data[2:4]
+    count, entry, link = ("Q", 20, "Q") if big else ("H", 12, "I")
+    found: list[int] = []
+    (offset,) = struct.unpack_from(order + link, data, 8 if big else 4)
+    while offset and offset not in found:
+        found.append(offset)
+        if offset + struct.calcsize(count) > len(data):
+            raise ValueError(f"page {len(found)} lies behind the end of the file")
+        (entries,) = struct.unpack_from(order + count, data, offset)
+        (offset,) = struct.unpack_from(order + link, data, offset + struct.calcsize(count) + entry * entries)
+    return found
+
+
+def _tiff_page(page: Any, data: bytes) -> np.ndarray:
     """Pixels of one tifffile page [C, H, W]; colour models other than grey and RGB go through Pillow."""
     photometric = page.photometric.name
-    if photometric not in ("MINISBLACK", "MINISWHITE", "RGB", "YCBCR") or (
-        photometric == "YCBCR" and page.compression.name != "JPEG"
-    ):
+    if page.imagedepth > 1:
+        raise _Refused(f"a volume of {page.imagedepth} slices (ImageDepth), expected pages of two axes")
+    if photometric not in (*_PLAIN, "PALETTE", "SEPARATED", "YCBCR"):
+        raise _Refused(f"colour model {photometric}, expected one of grey, RGB, YCbCr, palette, CMYK")
+    if photometric not in _PLAIN and not (photometric == "YCBCR" and page.compression.name == "JPEG"):
         with Pillow.open(io.BytesIO(data)) as picture:
             picture.seek(page.index)
             return values.grey_if_equal(_decoded(picture))
+    if any(
+        start + size > len(data) for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)
+    ):
+        raise ValueError("pixels behind the end of the file")
     array = page.asarray()
     axes = page.axes
     if "S" in axes:
         array = np.moveaxis(array, axes.index("S"), 0)
     array = array.reshape(-1, *array.shape[-2:]) if array.ndim != 2 else array[None]
-    if page.extrasamples:
-        array = array[: array.shape[0] - len(page.extrasamples)]
+    alpha = [kind for kind in page.extrasamples if photometric == "RGB" or int(kind) in _ALPHA]
+    array = array[: array.shape[0] - len(alpha)]
     if photometric == "MINISWHITE" and array.dtype.kind in "bu":
         limit = 1 if array.dtype.kind == "b" else 2**page.bitspersample - 1
         array = (limit - array.astype(np.int64)).astype(array.dtype)

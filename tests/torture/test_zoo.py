@@ -8,11 +8,8 @@ import pytest
 from medloom.data.errors import ReadError
 from medloom.data.readers import read
 
-from . import forms_dicom, forms_dicom_objects, forms_dicom_pixels, forms_dicom_syntaxes, forms_nifti
 from .form import Form
-
-MODULES = (forms_nifti, forms_dicom, forms_dicom_pixels, forms_dicom_objects, forms_dicom_syntaxes)
-FORMS: list[Form] = [form for module in MODULES for form in module.FORMS]
+from .zoo import FORMS
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
