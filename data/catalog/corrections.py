@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ConfigError, nearest
+from .parsing import DATASETS, OVERLAPS, TABLES
 from .records import BUILT_IN, Dataset
-from .tables import DATASETS, OVERLAPS, TABLES
 from .validate import ADDRESS, faults
 from .vocabulary import RelationKind
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .catalog import Catalog
 from .own import own_files, read_own, yaml_files
-from .tables import DATASETS, MEDMNIST, MSD, OVERLAPS, Parser, dataset, medmnist_set, msd_task, overlap, read
+from .parsing import DATASETS, MEDMNIST, MSD, OVERLAPS, Parser, dataset, medmnist_set, msd_task, overlap, read
 
 
 @lru_cache(maxsize=1)

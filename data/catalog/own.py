@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import ConfigError, nearest
+from .parsing import Parser, dataset, overlap
 from .records import Dataset, Overlap
-from .tables import Parser, dataset, overlap
 from .vocabulary import IDENTIFIER
 
 

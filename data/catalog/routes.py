@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .parsing import TABLES, read_rows
 from .records import Dataset, MedMnistSet, MsdTask
-from .tables import TABLES, read_rows
 
 if TYPE_CHECKING:
     from .catalog import Catalog

@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..errors import ConfigError
+from .parsing import TABLES, Parser, read_rows
 from .records import Dataset
-from .tables import TABLES, Parser, read_rows
 from .vocabulary import FORMATS, IDENTIFIER, SOURCES, RelationKind
 
 ADDRESS = re.compile(r"https?://[^\s;]+")

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print every fault; 1 when there is one."""
-    from ...data.catalog.tables import TABLES
+    from ...data.catalog.parsing import TABLES
     from ...data.catalog.validate import faults
     from ..console import say
     from .output import load

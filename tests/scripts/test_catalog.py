@@ -111,7 +111,7 @@ def test_stats_in_every_form_with_pictures(capsys, tmp_path):
 def test_validate_passes_here_and_fails_on_a_fault(capsys, tmp_path):
     import shutil
 
-    from medloom.data.catalog.tables import TABLES
+    from medloom.data.catalog.parsing import TABLES
 
     assert "0 faults; 1,314 datasets" in run(capsys, "validate")
     tables = shutil.copytree(TABLES, tmp_path / "tables")

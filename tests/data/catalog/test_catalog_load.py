@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from medloom.data.catalog import Basis, load
+from medloom.data.catalog.parsing import TABLES, Parser, dataset, read
 from medloom.data.catalog.records import Dataset
-from medloom.data.catalog.tables import TABLES, Parser, dataset, read
 from medloom.data.catalog.vocabulary import MODALITY_TOKENS, Access, Category, Companion, Task, Unit
 from medloom.data.errors import ConfigError
 from medloom.data.sample import Modality, Organ

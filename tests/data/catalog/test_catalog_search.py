@@ -6,8 +6,8 @@ import csv
 
 import pytest
 from medloom.data.catalog import load
+from medloom.data.catalog.parsing import TABLES
 from medloom.data.catalog.search import Query, near_words, search
-from medloom.data.catalog.tables import TABLES
 from medloom.data.errors import ConfigError
 
 

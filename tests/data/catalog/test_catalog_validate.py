@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from medloom.data.catalog import load
 from medloom.data.catalog.corrections import correct, relate
-from medloom.data.catalog.tables import TABLES, Parser, dataset, read
+from medloom.data.catalog.parsing import TABLES, Parser, dataset, read
 from medloom.data.catalog.validate import faults
 from medloom.data.errors import ConfigError
 
