@@ -7,6 +7,7 @@ is opened. Everything that the page writes to its console, throws or requests is
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import select
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from PIL import Image
 
 PATIENCE = 60.0  # seconds for one answer; a hang, not a speed, is what it catches
 _KEYS = {
@@ -199,6 +202,11 @@ class Browser:
     def text(self, selector: str) -> str:
         """Rendered text of the first element that matches."""
         return self.run(f"document.querySelector({json.dumps(selector)}).innerText")
+
+    def screenshot(self, box: dict[str, float]) -> Image.Image:
+        """What the window shows in a box {x, y, width, height, scale} of CSS pixels, as RGB."""
+        data = self.send("Page.captureScreenshot", format="png", clip=box)["data"]
+        return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
     def picture(self, path: Path, *, whole: bool = False) -> None:
         """Write a screenshot (PNG) of the window, or of the whole page."""
