@@ -7,6 +7,7 @@ new file and a line in `LAYOUTS`.
 from __future__ import annotations
 
 from . import (
+    bids,
     cases,
     coco,
     dicom_tree,
@@ -18,6 +19,7 @@ from . import (
     nnunet,
     nnunet_raw,
     table,
+    video,
     voc,
     webdataset,
     yolo,
@@ -27,6 +29,7 @@ from .base import Layout, Refusal, Source
 __all__ = ["LAYOUTS", "Layout", "Refusal", "Source"]
 
 LAYOUTS: dict[str, Layout] = {
+    "bids": bids,
     "cases": cases,
     "coco": coco,
     "dicom_tree": dicom_tree,
@@ -38,6 +41,7 @@ LAYOUTS: dict[str, Layout] = {
     "nnunet": nnunet,
     "nnunet_raw": nnunet_raw,
     "table": table,
+    "video": video,
     "voc": voc,
     "webdataset": webdataset,
     "yolo": yolo,

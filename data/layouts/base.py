@@ -32,6 +32,13 @@ _SPLIT_SYNONYMS = {
     "testing": "test", "ts": "test",
 }  # fmt: skip
 
+# Suffixes that a log may name. File names do not travel, and what follows a dot may be a name or a number.
+_COMMON = {
+    ".bvals", ".bvecs", ".csv", ".db", ".doc", ".docx", ".gz", ".htm", ".html", ".json", ".license", ".log",
+    ".mat", ".md", ".pdf", ".pkl", ".py", ".rst", ".sql", ".svs", ".tar", ".tsv", ".txt", ".xls", ".xlsx",
+    ".xml", ".yaml", ".yml", ".zip",
+}  # fmt: skip
+
 # Systems' own litter, beside everything that starts with a dot (which includes AppleDouble's `._name`).
 _LITTER = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN"}
 
@@ -52,6 +59,7 @@ class Source:
     mask_classes: dict[int, str] = field(default_factory=dict)
     mask_values: dict[int, int] | str | None = None  # None as they are | "nonzero" | {old: new}
     fourth_axis: str = "channels"  # or "frames"
+    burned_in: str = "refuse"  # or "keep"
     label_kinds: dict[str, LabelKind] = field(default_factory=dict)
     masks_from: str = "files"  # or "polygons"
     consensus: str | None = None  # "majority" | "staple": of annotators' masks, where there is no other mask
@@ -145,6 +153,12 @@ def stem_of(name: str) -> str:
             return name[: -len(double)]
     stem, dot, suffix = name.rpartition(".")
     return stem if stem and dot and suffix else name
+
+
+def kind_of(name: str) -> str:
+    """The suffix of a file that is left out, for the log; "other" when it may be part of somebody's name."""
+    suffix = name[name.rfind(".") :].lower()
+    return suffix if suffix in _COMMON else "other"
 
 
 def has_suffix(name: str, suffixes: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CollectionError, ConfigError, ReadError, nearest
 from ..sample import Modality, Record, parse_modality
-from .base import Progress, Refusal, Source, counted, has_suffix, walk
+from .base import Progress, Refusal, Source, counted, has_suffix, kind_of, walk
 
 if TYPE_CHECKING:
     from ..readers.dicom import Header
@@ -69,7 +69,7 @@ def scan(
             found.append(Refusal(name, path, str(error)))
             continue
         if not header.is_image:
-            others[header.modality] += 1
+            others[header.modality if header.modality in dicom.NOT_PICTURES else "other"] += 1
         elif _is_slice(header):
             series.setdefault(str(header.series_uid), []).append((name, path, header))
         else:
@@ -92,7 +92,7 @@ def _candidates(root: Path, source: Source) -> Iterator[tuple[str, Path]]:
         if has_suffix(name, dicom.SUFFIXES) or _has_magic(path):
             yield name, path
         else:
-            ignored[path.suffix.lower() or "no suffix"] += 1
+            ignored[kind_of(name)] += 1
     if ignored:
         listing = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
         logger.info("%s: files left out, not DICOM: %s", source.dataset, listing)

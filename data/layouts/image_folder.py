@@ -23,6 +23,7 @@ from .base import (
     Source,
     counted,
     has_suffix,
+    kind_of,
     parse_split,
     readable,
     stem_of,
@@ -110,7 +111,7 @@ def _sort_out(
     ignored: Counter[str] = Counter()
     for name, path in walk(root):
         if not has_suffix(name, suffixes):
-            ignored[path.suffix.lower() or "no suffix"] += 1
+            ignored[kind_of(name)] += 1
             continue
         stem = stem_of(name) if tail else ""
         if tail and (end := tail.search(stem)):

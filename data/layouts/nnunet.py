@@ -131,7 +131,7 @@ def _transpose(root: Path, folder: Path) -> tuple[int, ...]:
             named = folder.name.startswith(path.stem) or root.name.startswith(path.stem)
             if named and isinstance(order, list) and sorted(order) == [0, 1, 2]:
                 return tuple(order)
-    logger.warning("%s: no plans beside it; its axes are taken as z, y, x", folder)
+    logger.warning("no plans beside the arrays; their axes are taken as z, y, x")
     return (0, 1, 2)
 
 

@@ -91,7 +91,7 @@ def scan(
         CollectionError: the table is missing, empty or broken, or has not the columns that the options name.
     """
     table = root / options.file
-    columns, rows = _read(table, _needed(options))
+    columns, rows = read_table(table, _needed(options))
     _check_columns(table, columns, options)
     items = ((_item(root, source, options, row), row) for row in counted(rows, source.dataset, progress))
     if options.annotator is None:
@@ -144,7 +144,7 @@ def _labels(options: Options, row: Mapping[str, Any]) -> dict[str, Any]:
     if label := _word(options, row, "label"):
         labels["class"] = label
     for column, name in {**{column: column for column in options.labels}, **options.values}.items():
-        if (value := _plain(row.get(column))) is not None:
+        if (value := plain_value(row.get(column))) is not None:
             labels[name] = value
     return labels
 
@@ -164,7 +164,7 @@ def _text(row: Mapping[str, Any], column: str | None) -> str:
     return str(value).strip()
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A JSON value: numbers as numbers, None for an empty cell, text for what JSON cannot say."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -225,7 +225,7 @@ def _needed(options: Options) -> set[str]:
     return {*named, *options.labels, *options.values}
 
 
-def _read(table: Path, needed: set[str]) -> tuple[list[str], list[dict[str, Any]]]:
+def read_table(table: Path, needed: set[str]) -> tuple[list[str], list[dict[str, Any]]]:
     """All column names, and rows of the needed columns, each with its place in the table under the key ""."""
     if not table.is_file():
         beside = {entry.name for entry in table.parent.glob("*.*")} if table.parent.is_dir() else set()

@@ -1,4 +1,4 @@
-"""data/layouts/yolo.py: shares of a picture's sides become pixels; labels and names as Ultralytics finds them."""
+"""data/layouts/yolo.py: shares of a picture's sides become pixels, found as Ultralytics does."""
 
 from __future__ import annotations
 
