@@ -18,6 +18,7 @@ from ..config import to_yaml
 from ..shards.manifest import SourceEntry
 
 CSV, JSONL = "metadata.csv", "metadata.jsonl"
+SEPARATOR = "|"  # of several labels in a cell
 
 _COLUMNS = (
     "file", "mask", "axes", "key", "subject", "study", "split", "modality", "organ", "licence", "dataset",
@@ -57,7 +58,7 @@ class Tables:
         values = {**meta, **files, "axes": "CHW" if file.endswith(".npy") else None}
         values |= {name: " ".join(map(str, meta[name] or ())) for name in ("shape", "spacing")}
         cells = {name: "" if values[name] is None else values[name] for name in _COLUMNS}
-        cells |= {f"label.{name}": meta["labels"].get(name, "") for name in self.labels[dataset]}
+        cells |= {f"label.{name}": _cell(meta["labels"].get(name)) for name in self.labels[dataset]}
         table.writerow(cells)
         kept = {name: value for name, value in meta.items() if name not in _OWN} | files
         if meta["mask"]:
@@ -79,6 +80,13 @@ class Tables:
         table = csv.DictWriter(streams[0], columns, lineterminator="\n")
         table.writeheader()
         return table, streams[1]
+
+
+def _cell(label: Any) -> Any:
+    """A label in one cell: several joined, a lone separator for none of them, empty for not known."""
+    if isinstance(label, list):
+        return SEPARATOR.join(map(str, label)) or SEPARATOR
+    return "" if label is None else label
 
 
 def licences(sources: Sequence[SourceEntry]) -> str:
@@ -104,6 +112,11 @@ def collection_yaml(name: str, sources: Sequence[SourceEntry], tables: Tables) -
         }  # fmt: skip
         if "class" in labels:
             options["label"] = "label.class"
+        kinds: dict[str, Any] = {}
+        for source in sources:
+            if source.dataset == dataset:
+                kinds |= source.label_kinds
+        several = {name for name, kind in kinds.items() if kind["kind"] == "multi-label"}
         entries.append(
             {
                 "dataset": dataset,
@@ -111,6 +124,10 @@ def collection_yaml(name: str, sources: Sequence[SourceEntry], tables: Tables) -
                 "root": dataset,
                 "licence": ", ".join(sorted(found)),
                 "mask_classes": dict(sorted(tables.classes.get(dataset, {}).items())),
+                "label_kinds": {
+                    name: kind | ({"separator": SEPARATOR} if name in several else {})
+                    for name, kind in sorted(kinds.items())
+                },
                 "options": options,
             }
         )
