@@ -79,7 +79,7 @@ def download(
     Args:
         expected: digests; a wrong file is downloaded once more from its beginning, then refused.
         room: bytes of disk that a byte of the file needs in the end (2: it will be unpacked beside itself).
-        progress: called with megabytes.
+        progress: called with megabytes (kilobytes of a small file).
 
     Raises:
         StoreError: not there, refused, unreachable for longer than `patience`, no room, wrong digest, or a
@@ -266,10 +266,12 @@ def _final(status: int) -> str | None:
 
 
 class _Watch:
-    """Reports megabytes and the rate of this request, four times a second at most."""
+    """Reports how much has come and the rate of this request, four times a second at most."""
 
     def __init__(self, name: str, total: int | None, progress: Progress | None) -> None:
-        self._name, self._total, self._progress = name, total, progress
+        self._total, self._progress = total, progress
+        self._unit, unit = (10**3, "kB") if total is not None and total < 10**7 else (10**6, "MB")
+        self._what = f"fetch {name} ({unit})"
         self._started = self._shown = time.monotonic()
         self._first: int | None = None
 
@@ -280,5 +282,5 @@ class _Watch:
         elif self._progress is not None and (now - self._shown > 0.25 or size == self._total):
             self._shown = now
             rate = (size - self._first) / max(now - self._started, 1e-3) / 1e6
-            done, total = size // 10**6, (self._total or size) // 10**6
-            self._progress(done, total, f"fetch {self._name} (MB) | {rate:.1f} MB/s")
+            done, total = size // self._unit, (self._total or size) // self._unit
+            self._progress(done, total, f"{self._what} | {rate:.1f} MB/s")

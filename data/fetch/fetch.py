@@ -252,6 +252,9 @@ def _guesses(plan: Plan, base: Path, first: Path) -> Iterator[recognise.Guess]:
         yield recognise.Guess("msd", roots[0].parent if roots else base)
     elif plan.layout == "medmnist":
         options = {"subset": plan.dataset.id, "size": plan.size}
-        yield recognise.Guess("medmnist", first if first.is_dir() else first.parent, options)
+        rule = f"{{dataset: {plan.dataset.id}, splits: [test]}}"
+        note = f"To evaluate on it, keep its test split out of the shards: held_out: [{rule}]"
+        root = first if first.is_dir() else first.parent
+        yield recognise.Guess("medmnist", root, options, notes=[note])
     else:
         yield from recognise.guesses(base)
