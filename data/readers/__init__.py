@@ -15,10 +15,10 @@ from types import ModuleType
 from ..errors import ReadError
 from ..sample import Given, Image
 from . import array, channels, dicom, itk, nifti, npz, raster, slide, video
-from .labels import read_label_map
+from .labels import read_label_map, read_named_label_map
 from .source import head_of
 
-__all__ = ["READERS", "SUFFIXES", "each", "read", "read_label_map", "reader_of"]
+__all__ = ["READERS", "SUFFIXES", "each", "read", "read_label_map", "read_named_label_map", "reader_of"]
 
 READERS: dict[str, ModuleType] = {
     "nifti": nifti,

@@ -43,11 +43,11 @@ def frame_planes(name: str, dataset: Any, indices: Sequence[int]) -> Iterator[Pl
 def is_loop(dataset: Any) -> bool:
     """Whether a file holds frames that have no places in the patient: a film, not a volume."""
     frames = fields.count(dataset, "NumberOfFrames") or 1
-    return frames > 1 and _frame_geometry(dataset, 0, frames)[0] is None
+    return frames > 1 and frame_geometry(dataset, 0, frames)[0] is None
 
 
 def _plane(name: str, dataset: Any, array: np.ndarray, index: int, frames: int) -> Plane:
-    position, orientation, frame_spacing = _frame_geometry(dataset, index, frames)
+    position, orientation, frame_spacing = frame_geometry(dataset, index, frames)
     slope, intercept = _rescale(dataset, index)
     spacing = frame_spacing or fields.pixel_spacing(dataset)
     thickness = fields.positive(dataset, "SpacingBetweenSlices") or fields.positive(dataset, "SliceThickness")
@@ -119,7 +119,7 @@ def _frames(name: str, said: int, array: np.ndarray, coloured: bool) -> np.ndarr
     return np.moveaxis(array, -1, 1) if coloured else array[:, None]
 
 
-def _frame_geometry(
+def frame_geometry(
     dataset: Any, index: int, frames: int
 ) -> tuple[np.ndarray | None, np.ndarray | None, tuple[float, float] | None]:
     """Position, orientation and pixel spacing of one frame, each None when the file does not say."""
@@ -130,10 +130,10 @@ def _frame_geometry(
             None,
         )
     if "PerFrameFunctionalGroupsSequence" in dataset or "SharedFunctionalGroupsSequence" in dataset:
-        spacing = _group(dataset, index, "PixelMeasuresSequence")
+        spacing = functional_group(dataset, index, "PixelMeasuresSequence")
         pair = fields.numbers(spacing, "PixelSpacing", 2) if spacing is not None else None
-        place = _group(dataset, index, "PlanePositionSequence")
-        turn = _group(dataset, index, "PlaneOrientationSequence")
+        place = functional_group(dataset, index, "PlanePositionSequence")
+        turn = functional_group(dataset, index, "PlaneOrientationSequence")
         return (
             fields.vector(place, "ImagePositionPatient", 3) if place is not None else None,
             fields.vector(turn, "ImageOrientationPatient", 6) if turn is not None else None,
@@ -156,7 +156,7 @@ def _slice_vector(dataset: Any, index: int, frames: int) -> tuple[np.ndarray | N
     return position + normal * gap * index, orientation
 
 
-def _group(dataset: Any, index: int, name: str) -> Any | None:
+def functional_group(dataset: Any, index: int, name: str) -> Any | None:
     """First item of a functional group, of the frame or shared by all. Source: DICOM PS3.3 C.7.6.16."""
     per_frame = fields.items(dataset, "PerFrameFunctionalGroupsSequence")
     shared = fields.items(dataset, "SharedFunctionalGroupsSequence")
@@ -167,7 +167,7 @@ def _group(dataset: Any, index: int, name: str) -> Any | None:
 
 
 def _rescale(dataset: Any, index: int) -> tuple[float, float]:
-    transform = _group(dataset, index, "PixelValueTransformationSequence")
+    transform = functional_group(dataset, index, "PixelValueTransformationSequence")
     if transform is None:
         transform = dataset
     if "ModalityLUTSequence" in dataset or fields.count(dataset, "SamplesPerPixel") > 1:

@@ -16,7 +16,8 @@ from ..annotations.mismatch import explain
 from ..errors import ReadError
 from ..sample import Given, Image
 from . import array as arrays
-from . import geometry, npz, raster
+from . import geometry, npz, raster, structures_dicom, structures_nrrd
+from .structures import Structure, label_map
 
 # Farthest that a corner of the mask's grid may lie from the image's, as a share of the smallest voxel edge.
 AFFINE_TOLERANCE = 0.1
@@ -29,24 +30,64 @@ def read_label_map(
     like: Image,
     values: Mapping[int, int] | Literal["nonzero"] | None = None,
     given: Given | None = None,
+    classes: Mapping[int, str] | None = None,
 ) -> np.ndarray:
-    """Read the label map of an image.
+    """The map alone of `read_named_label_map`. Raises as that."""
+    return read_named_label_map(path, like, values, given, classes)[0]
+
+
+def read_named_label_map(
+    path: Path,
+    like: Image,
+    values: Mapping[int, int] | Literal["nonzero"] | None = None,
+    given: Given | None = None,
+    classes: Mapping[int, str] | None = None,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Read the label map of an image, and the names of its labels.
 
     Args:
-        path: NIfTI, DICOM, array or raster; of a palette picture the indices count, not the colours.
+        path: NIfTI, MetaImage, NRRD, DICOM, array or raster; of a palette picture the indices count, not the
+            colours. Of named structures (DICOM SEG, RTSTRUCT, .seg.nrrd): see structures.py.
         like: the image; the map must have its spatial shape and, where both files state one, its affine.
         values: None keeps labels, "nonzero" makes 0/1, a mapping {file value: label} renames (0 stays 0
             unless the mapping says otherwise).
         given: what the source says of array files.
+        classes: the source's names of the labels, by which named structures are found.
 
     Returns:
-        uint8, uint16 or uint32, [D, H, W] or [H, W].
+        uint8, uint16 or uint32, [D, H, W] or [H, W]; and `classes`, or else what a file of named structures
+        says of its labels, as far as that may leave it (anatomy.py).
 
     Raises:
         ReadError: unreadable; several channels or frames; another shape; a grid corner farther off than 10 %
-            of a voxel edge; negative or fractional labels; a value that the mapping does not name.
+            of a voxel edge; negative or fractional labels; a value that the mapping does not name; structures
+            that are not on the image, overlap without a decision, or have none of the declared names.
     """
-    path = Path(path)
+    path, classes = Path(path), classes or {}
+    found = _structures(path, like)
+    if found is not None:
+        return label_map(found, like.array.shape[1:], values, classes, path.name)
+    return _plain(path, like, values, given), dict(classes)
+
+
+def _structures(path: Path, like: Image) -> list[Structure] | None:
+    """The structures of a file of named ones; None for a map of labels."""
+    from . import dicom, itk, reader_of
+
+    reader = reader_of(path)
+    if reader is itk:
+        return structures_nrrd.structures_of(path, like)
+    if reader is dicom:
+        return structures_dicom.structures_of(path, like)
+    return None
+
+
+def _plain(
+    path: Path,
+    like: Image,
+    values: Mapping[int, int] | Literal["nonzero"] | None,
+    given: Given | None,
+) -> np.ndarray:
     array, affine = _stored(path, like, given)
     expected = like.array.shape[1:]
     if array.ndim - 1 != len(expected) and 1 in array.shape[1:]:
