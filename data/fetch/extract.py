@@ -18,6 +18,7 @@ import os
 import posixpath
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -44,6 +45,10 @@ _PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ": lzma.LZMAFile,
 }
+_DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, zlib.error, struct.error,
+    EOFError, ValueError, RuntimeError, OverflowError, LookupError,
+)  # fmt: skip
 _FOREIGN = (b"Rar!", b"7z\xbc\xaf")  # no well-kept reader of these is free of programs to install
 
 
@@ -181,6 +186,8 @@ class _Job:
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise self.refuse(f"member {name[:80]!r} is a file and a folder at once") from error
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise self.refuse(f"member {name[:40]!r}... lies too deep") from error
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise StoreError(
                     f"{self.root.parent}: no room to unpack {self.archive.name} ({error.strerror}); free "
@@ -339,14 +346,12 @@ def _damage(job: _Job) -> Iterator[None]:
     """What the libraries raise of damaged archives, as one ReadError."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged(job, error) from error
-    except (EOFError, NotImplementedError, UnicodeError, ValueError) as error:
+    except _DAMAGE as error:
         raise _damaged(job, error) from error
     except OSError as error:
-        if error.errno is not None:
+        if error.errno not in (None, errno.EINVAL):  # bz2 has none; a zip's wrong offset is not valid
             raise
-        raise _damaged(job, error) from error  # bz2 says so
+        raise _damaged(job, error) from error
 
 
 def _damaged(job: _Job, error: Exception) -> ReadError:

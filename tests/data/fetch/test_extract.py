@@ -130,6 +130,7 @@ def test_names_that_lead_out_refuse_the_archive(tmp_path, make, name):
         member("d", tarfile.BLKTYPE),
         member("d", tarfile.FIFOTYPE),
         member("long/" + "n" * 300),
+        member("deep/" * 1000 + "x"),
     ],
     ids=lambda info: f"{info.name[:6]}-{info.type.decode()}-{info.linkname}",
 )
@@ -265,6 +266,14 @@ def test_a_broken_header_in_the_middle_is_not_the_end(tmp_path):
         extract(tmp_path / "a.tar", tmp_path / "out", {})
 
 
+def test_a_zip_whose_directory_lies_about_places_is_damaged(tmp_path):
+    data = bytearray(zipped(tmp_path / "a.zip", {"x": b"1" * 100}).read_bytes())
+    data[data.index(b"PK\x05\x06") + 16 + 1] = 1  # the offset of the directory: members lie before byte 0
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(ReadError, match="damaged"):
+        extract(tmp_path / "a.zip", tmp_path / "out", {})
+
+
 def test_encrypted_and_foreign_archives_say_what_to_do(tmp_path):
     data = bytearray(zipped(tmp_path / "a.zip", {"x": b"1"}).read_bytes())
     for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -292,7 +301,7 @@ def test_an_empty_archive_is_refused(tmp_path):
         extract(tar(tmp_path / "a.tar", {}), tmp_path / "out", {})
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_flipped_bytes_never_crash_and_never_leave_anything(tmp_path, data):
     kinds = {"tar": "w", "tgz": "w:gz", "xz": "w:xz", "zip": ""}
