@@ -23,6 +23,7 @@ from .errors import CollectionError, ConfigError, nearest
 from .layouts import LAYOUTS, Refusal, Source
 from .layouts.base import SPLITS, Progress
 from .privacy import as_salt, check_slug, key_of, load_salt, subject_key
+from .reading import parse_reading, told
 from .sample import Record, parse_modality, parse_organ
 
 __all__ = ["Collection", "Exclusion", "Failure", "HeldOut", "Scan", "Source", "scan", "source_of_config"]
@@ -56,6 +57,7 @@ class SourceConfig:
     mask_classes: dict[int, str] = field(default_factory=dict)  # names of mask values
     mask_values: Any = None  # null: as they are | nonzero | {value in the file: value in the shard}
     fourth_axis: str = "channels"  # what a 4D file's last axis is: channels | frames
+    reading: dict[str, Any] = field(default_factory=dict)  # of slides, films, loops: see data/reading.py
     mask_names: str | None = None  # file of names of mask values, relative to `root` of the source
     masks_from: str = "files"  # files | polygons: draw the masks from the outlines
     consensus: str | None = None  # of several annotators, where there is no other mask: majority | staple
@@ -206,6 +208,7 @@ def source_of_config(config: SourceConfig, root: Path, where: str) -> Source:
         | dict(config.mask_classes),
         mask_values=_mask_values(config.mask_values, f"{where}.mask_values"),
         fourth_axis=config.fourth_axis,
+        reading=parse_reading(config.reading, f"{where}.reading"),
         label_kinds=parse_kinds(config.label_kinds, f"{where}.label_kinds"),
         masks_from=config.masks_from,
         consensus=config.consensus,
@@ -270,7 +273,7 @@ def _scan_source(source: Source, salt: bytes, result: Scan, progress: Progress |
                 reason = "is listed twice; the first one counts"
         if reason is None and isinstance(item, Record):
             keys.add(key)
-            good.append(item)
+            good.append(told(item, source.reading))
         else:
             failed += 1
             result.failures.append(_listed(Failure, source, salt, item, str(reason)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def _listed(labels: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _given(source: Source, given: Given) -> tuple[Any, ...]:
     """What the source says of a file, and the state of the file that says it."""
-    said = (given.axes, given.spacing, given.normalised, given.transpose, given.channels, given.every)
+    said = astuple(replace(given, properties=None))
     if given.properties is None:
         return said
     try:

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -59,6 +59,7 @@ class Source:
     mask_classes: dict[int, str] = field(default_factory=dict)
     mask_values: dict[int, int] | str | None = None  # None as they are | "nonzero" | {old: new}
     fourth_axis: str = "channels"  # or "frames"
+    reading: Mapping[str, Any] = field(default_factory=dict)  # what of Given the source says of every file
     burned_in: str = "refuse"  # or "keep"
     label_kinds: dict[str, LabelKind] = field(default_factory=dict)
     masks_from: str = "files"  # or "polygons"
