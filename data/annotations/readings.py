@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import CollectionError, ReadError
 from ..layouts.base import Source
 from ..privacy import subject_key
-from ..readers import read_label_map
+from ..readers import read_named_label_map
 from ..sample import Image, Record, Shape
 from .consensus import consensus, consensus_labels
 from .kinds import tidy_labels
@@ -40,6 +40,7 @@ class Annotations:
     mask: np.ndarray | None  # [D, H, W] or [H, W], unsigned integer
     origin: str | None  # of the mask: "file", "polygons", "majority" or "staple"
     masks: dict[str, np.ndarray]  # annotator -> mask
+    names: Mapping[int, str]  # of the mask's values, as the collection or its own file says
 
     @property
     def annotators(self) -> list[str]:
@@ -74,10 +75,10 @@ def annotations_of(source: Source, record: Record, image: Image) -> Annotations:
     shapes = shapes_on(image, record.shapes)
     labels, said = _labels(source, record)
     masks = dict(_masks(source, record, image, shapes))
-    mask, origin = _own_mask(source, record, image, shapes)
+    mask, origin, names = _own_mask(source, record, image, shapes)
     if mask is None and masks and source.consensus:
         mask, origin = consensus(list(masks.values()), source.consensus), source.consensus
-    return Annotations(labels, said, shapes, mask, origin, masks)
+    return Annotations(labels, said, shapes, mask, origin, masks, names)
 
 
 def annotations_meta(source: Source, record: Record, found: Annotations, salt: bytes) -> dict[str, Any]:
@@ -109,13 +110,14 @@ def _labels(source: Source, record: Record) -> tuple[dict[str, Any], dict[str, d
 
 def _own_mask(
     source: Source, record: Record, image: Image, shapes: tuple[Shape, ...]
-) -> tuple[np.ndarray | None, str | None]:
+) -> tuple[np.ndarray | None, str | None, Mapping[int, str]]:
     if record.mask is not None:
-        return _read(source, record, record.mask, image), "file"
+        mask, names = _read(source, record, record.mask, image)
+        return mask, "file", names
     mine = [shape for shape in shapes if shape.annotator is None and shape.kind == "polygon"]
     if source.masks_from == POLYGONS and mine:
-        return _drawn(source, image, mine), POLYGONS
-    return None, None
+        return _drawn(source, image, mine), POLYGONS, source.mask_classes
+    return None, None, source.mask_classes
 
 
 def _masks(
@@ -124,7 +126,7 @@ def _masks(
     """Masks of the annotators: their files, else their outlines."""
     read = {reading.annotator: reading.mask for reading in record.readings if reading.mask is not None}
     for annotator, path in read.items():
-        yield annotator, _read(source, record, path, image)
+        yield annotator, _read(source, record, path, image)[0]
     if source.masks_from == POLYGONS:
         outlines: dict[str, list[Shape]] = {}
         for shape in shapes:
@@ -134,8 +136,9 @@ def _masks(
             yield annotator, _drawn(source, image, mine)
 
 
-def _read(source: Source, record: Record, path: Path, image: Image) -> np.ndarray:
-    return read_label_map(path, image, cast(Any, source.mask_values), record.given)
+def _read(source: Source, record: Record, path: Path, image: Image) -> tuple[np.ndarray, dict[int, str]]:
+    values = cast(Any, source.mask_values)
+    return read_named_label_map(path, image, values, record.given, source.mask_classes)
 
 
 def _drawn(source: Source, image: Image, shapes: list[Shape]) -> np.ndarray:
@@ -144,10 +147,10 @@ def _drawn(source: Source, image: Image, shapes: list[Shape]) -> np.ndarray:
 
 
 def _mask_meta(found: Annotations, source: Source) -> dict[str, Any]:
-    """Names of the classes: those that the collection declares, else the values that occur."""
+    """Names of the classes: those of the collection, else of the mask's file, else the values that occur."""
     assert found.mask is not None
     present = [int(value) for value in np.unique(found.mask) if value]
-    names = source.mask_classes or {value: str(value) for value in present}
+    names = source.mask_classes or {value: found.names.get(value, str(value)) for value in present}
     return {
         "classes": {str(value): name for value, name in sorted(names.items())},
         "present": present,
