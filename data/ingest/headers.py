@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ReadError
@@ -28,7 +28,10 @@ class Header:
 
 
 def header_of(record: Record) -> Header | None:
-    """Look at the header of a record's first file."""
+    """Look at the header of a record's first file; other channels in files of their own count as much."""
+    if record.given is not None and record.given.channels:
+        found = header_of(replace(record, paths=record.paths[:1], given=replace(record.given, channels=())))
+        return found and replace(found, bytes=found.bytes * len(record.paths))
     path = record.paths[0]
     try:
         reader = reader_of(path)

@@ -151,3 +151,13 @@ def test_channels_on_different_grids_are_refused_when_they_are_read(tmp_path: Pa
     record = scan("cases", tmp_path, options={"channels": ["t1", "t2"]}).only
     with pytest.raises(ReadError, match=r"t2\.nii\.gz: shape .* but t1\.nii\.gz has"):
         read(record.paths, given=record.given)
+
+
+def test_memory_is_counted_for_all_channels(tmp_path: Path, scan: Callable) -> None:
+    from medloom.data.ingest.headers import header_of
+
+    (tmp_path / "c").mkdir()
+    for word in ("t1", "t2", "t3"):
+        nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4)), tmp_path / f"c/{word}.nii.gz")
+    header = header_of(scan("cases", tmp_path, options={"channels": ["t1", "t2", "t3"]}).only)
+    assert header is not None and header.bytes == 3 * 2 * 4 * 5 * 6
