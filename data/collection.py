@@ -22,7 +22,7 @@ from .config import structured
 from .errors import CollectionError, ConfigError, nearest
 from .layouts import LAYOUTS, Refusal, Source
 from .layouts.base import SPLITS, Progress
-from .privacy import as_salt, check_slug, key_of, load_salt, subject_key
+from .privacy import BURNED_IN, as_salt, check_slug, key_of, load_salt, subject_key
 from .reading import parse_reading, told
 from .sample import Record, parse_modality, parse_organ
 
@@ -58,6 +58,7 @@ class SourceConfig:
     mask_values: Any = None  # null: as they are | nonzero | {value in the file: value in the shard}
     fourth_axis: str = "channels"  # what a 4D file's last axis is: channels | frames
     reading: dict[str, Any] = field(default_factory=dict)  # of slides, films, loops: see data/reading.py
+    burned_in: str = "refuse"  # images of DICOM files whose BurnedInAnnotation is YES: refuse | keep
     mask_names: str | None = None  # file of names of mask values, relative to `root` of the source
     masks_from: str = "files"  # files | polygons: draw the masks from the outlines
     consensus: str | None = None  # of several annotators, where there is no other mask: majority | staple
@@ -184,6 +185,10 @@ def source_of_config(config: SourceConfig, root: Path, where: str) -> Source:
     if config.fourth_axis not in FOURTH_AXES:
         hint = nearest(config.fourth_axis, FOURTH_AXES)
         raise ConfigError(f"{where}.fourth_axis: unknown {config.fourth_axis!r}{hint}")
+    if config.burned_in not in BURNED_IN:
+        raise ConfigError(
+            f"{where}.burned_in: unknown {config.burned_in!r}{nearest(config.burned_in, BURNED_IN)}"
+        )
     try:
         check_slug(config.dataset)
         modality = parse_modality(config.modality) if config.modality else None
@@ -209,6 +214,7 @@ def source_of_config(config: SourceConfig, root: Path, where: str) -> Source:
         mask_values=_mask_values(config.mask_values, f"{where}.mask_values"),
         fourth_axis=config.fourth_axis,
         reading=parse_reading(config.reading, f"{where}.reading"),
+        burned_in=config.burned_in,
         label_kinds=parse_kinds(config.label_kinds, f"{where}.label_kinds"),
         masks_from=config.masks_from,
         consensus=config.consensus,

@@ -16,9 +16,13 @@ import hashlib
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, ReadError
+
+BURNED_IN = ("refuse", "keep")  # what may become of images that say that they carry text in their pixels
 
 _SLUG = re.compile(r"[a-z0-9_-]{1,60}")
 _SHORTEST = 8  # characters; a shorter salt can be tried out
@@ -41,6 +45,15 @@ def subject_key(salt: bytes, dataset: str, subject: str) -> str:
 def content_key(salt: bytes, content: str) -> str:
     """16 hex of an image's content hash: equal pixels are recognised, but only with the salt."""
     return _digest(salt, "content", content)
+
+
+def check_burned_in(facts: Mapping[str, Any], rule: str) -> None:
+    """Raise ReadError when the pixels carry text, as their file says, and `rule` is "refuse"."""
+    if rule == "refuse" and facts.get("BurnedInAnnotation") == "YES":
+        raise ReadError(
+            "BurnedInAnnotation is YES, expected an image without text in its pixels; "
+            "clean it, or set burned_in: keep for the source"
+        )
 
 
 def salt_fingerprint(salt: bytes) -> str:

@@ -6,8 +6,8 @@
     OUT/excluded.jsonl               images kept out on purpose: key, dataset, reason
     OUT/build.json, OUT/units/       what makes the build resumable
 
-Nothing in the folder names a person or a file: failures carry salted keys. The readable path is in the log
-(a warning each) and in `BuildResult`, which looks it up again from the collection.
+Nothing in the folder or the log names a person or a file: failures carry salted keys. The readable path is in
+`BuildResult`, which looks it up again from the collection; the command prints it.
 
 Held-out images are kept out three ways: by rule (dataset, split), by subject inside the dataset, and by the
 hash of the decoded pixels against every held-out image, whatever dataset a copy hides in. The price: held-out
@@ -24,20 +24,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..atomic import sweep, write_text
 from ..collection import Collection, Exclusion, Failure, HeldOut, Scan, scan
 from ..errors import ShardError
-from ..layouts.base import Source, stem_of
+from ..layouts.base import Source
 from ..privacy import key_of, subject_key
 from ..sample import Record
 from ..shards.manifest import MANIFEST, Manifest, SourceEntry
 from ..shards.manifest import HeldOut as HeldOutEntry
 from ..shards.writer import explain_os_errors
 from .claim import claimed, identity_of
-from .ingest import scrub
+from .ingest import scrub, words_of
 from .pool import run_all
 from .summary import source_entry
 from .units import UNITS, HeldOutSets, Receipt, Unit, finished, plan
@@ -56,6 +56,7 @@ HELD_OUT = "held-out."  # prefix of the units that are only hashed
 BY_COLLECTION = "excluded by the collection"
 BY_RULE = "held out by rule"
 
+_QUOTED = re.compile(r"(?<!\w)(?:'[^']*'|\"[^\"]*\")(?!\w)")
 _OURS = re.compile(r".+-[23]d-\d{5}\.(tar|idx)")
 
 
@@ -270,8 +271,7 @@ def _finish(
 
 
 def _line(row: Failure | Exclusion) -> str:
-    """One line of a shared list: no path, and none of its words in the reason."""
-    path = PurePosixPath(row.path)
-    reason = scrub(row.reason, {row.path, path.name, stem_of(row.path)})
+    """One line of a shared list: no path, none of its words, nothing that the reason quotes."""
+    reason = scrub(_QUOTED.sub("<value>", row.reason), words_of(row.path))
     line = {"key": row.key, "dataset": row.dataset, "reason": reason}
     return json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n"

@@ -1,14 +1,17 @@
 """One record -> the samples that go into a shard, and nothing that identifies a person with them.
 
 Names, subjects and studies leave here only as salted keys; reasons of failures are scrubbed of paths, names
-and DICOM identifiers, because `failures.jsonl` travels with the shards. The readable path goes to the log.
+and DICOM identifiers, because `failures.jsonl` travels with the shards and logs are kept. Who builds sees
+the paths on the terminal.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +19,14 @@ import numpy as np
 from ..annotations.readings import annotations_meta, annotations_of, annotators_of, mask_paths
 from ..errors import MedloomError
 from ..layouts.base import Source, stem_of
-from ..privacy import key_of, subject_key
+from ..privacy import check_burned_in, key_of, subject_key
 from ..readers import each
 from ..sample import Image, Modality, Organ, Record, Sample
 from ..shards.format import FORMAT_VERSION
 from .preprocess import describe
 
 _IDENTIFIER = re.compile(r"\b\d+(?:\.\d+){4,}\b")  # DICOM UIDs
+_SWALLOWS = 4  # letters
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.])(?:/|[A-Za-z]:\\)[^\s,;:()'\"]+")
 
 
@@ -33,6 +37,7 @@ def samples_of(source: Source, record: Record, salt: bytes) -> Iterator[Sample]:
         ReadError: an image or the mask cannot be used; the record is to be refused as a whole.
     """
     for image in each(record.paths, fourth_axis=source.fourth_axis, given=record.given):
+        check_burned_in(image.facts, source.burned_in)
         yield _sample(source, record, image, salt)
 
 
@@ -44,9 +49,14 @@ def content_hash(array: np.ndarray) -> str:
 
 
 def scrub(reason: str, secrets: Iterable[str]) -> str:
-    """Take the given words, absolute paths and DICOM UIDs out of a message that will be shared."""
+    """Take the given words, absolute paths and DICOM UIDs out of a message that will be shared.
+
+    A word of four letters or more takes what it is part of with it: `Doe_mask.png` goes with `Doe`.
+    """
     for secret in sorted({s for s in secrets if len(s) > 1}, key=lambda s: (-len(s), s)):
-        reason = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "<file>", reason)
+        word = re.escape(secret)
+        part = rf"[\w.+@~-]*{word}[\w.+@~-]*" if len(secret) >= _SWALLOWS else rf"(?<!\w){word}(?!\w)"
+        reason = re.sub(part, "<file>", reason)
     return _ABSOLUTE_PATH.sub("<path>", _IDENTIFIER.sub("<uid>", reason))
 
 
@@ -55,16 +65,23 @@ def secrets_of(source: Source, record: Record) -> set[str]:
     secrets = {record.name, record.subject, record.study or "", str(source.root), stem_of(record.name)}
     secrets.update(annotators_of(record))
     for path in (*record.paths, *mask_paths(record)):
-        secrets |= {str(path), source.relative(path), str(path.parent), path.name, stem_of(path.name)}
+        secrets |= {str(path), str(path.parent), *words_of(source.relative(path))}
     return secrets
 
 
+def words_of(path: str) -> set[str]:
+    """A relative path, its folders and its name, with and without suffix."""
+    parts = {part for part in path.split("/") if part}
+    return {path, *parts, *map(stem_of, parts)}
+
+
 def reason_of(error: Exception) -> str:
-    """The message of an error that is meant for users; type and first line of any other."""
+    """The message of an error that is meant for users; type and place of others, which may quote the file."""
     if isinstance(error, MedloomError):
         return str(error)
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    places = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(places[-1].filename).name}:{places[-1].lineno}" if places else ""
+    return f"{type(error).__name__}{where}, a fault of medloom on this file; please report it"
 
 
 def _sample(source: Source, record: Record, image: Image, salt: bytes) -> Sample:

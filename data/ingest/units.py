@@ -197,6 +197,7 @@ def _inputs(source: Source, state: list[str], salt: bytes, extra: str) -> str:
     options = (
         source.dataset, source.mask_values, sorted(source.mask_classes.items()), source.fourth_axis,
         sorted(source.label_kinds.items()), source.masks_from, source.consensus,
+        source.burned_in,
     )  # fmt: skip
     digest = hashlib.blake2b(key=salt[:64], digest_size=16)
     for part in (FORMAT_VERSION, STATS_VERSION, salt_fingerprint(salt), extra, options, *state):

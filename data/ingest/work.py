@@ -209,8 +209,6 @@ def _refuse(unit: Unit, record: Record, salt: bytes, receipt: Receipt, error: Ex
 
 
 def _list_failure(unit: Unit, record: Record, salt: bytes, receipt: Receipt, reason: str) -> None:
-    where = unit.source.relative(record.paths[0])
-    log.warning("%s: %s refused: %s", unit.source.dataset, where, reason)
-    receipt.failures.append(
-        (key_of(salt, record.dataset, record.name), scrub(reason, secrets_of(unit.source, record)))
-    )
+    key, reason = key_of(salt, record.dataset, record.name), scrub(reason, secrets_of(unit.source, record))
+    log.warning("%s refused: %s", key, reason)
+    receipt.failures.append((key, reason))

@@ -6,8 +6,8 @@ even when many share a series. Whether a series makes one sound volume (spacing,
 reader's verdict, at build time. The price of this layout is one header per file, about 1 ms each: 100,000
 files take minutes, hence the progress.
 
-Files without DICOM's magic and without a DICOM suffix are left out, and so are reports, plans and
-segmentations (counted in the log); broken files are refused.
+Files without DICOM's magic and without a DICOM suffix are left out, and so are reports, plans and, unless
+`masks` says that they are wanted, segmentations (counted in the log); broken files are refused.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _TOMOGRAPHIC = {"CT", "MR", "PT", "NM"}  # DICOM's own words (0008,0060)
 _SUBJECTS = ("patient_id", "folder")
+_MASKS = {"seg": "SEG", "rtstruct": "RTSTRUCT"}
 
 
 @dataclass
@@ -37,8 +38,11 @@ class Options:
     """Keys of `options` in a source of layout dicom_tree."""
 
     subject: str = "patient_id"  # or folder: the first folder below the root
+    masks: str | None = None  # seg | rtstruct: objects of this kind are the masks of the series they refer to
 
     def __post_init__(self) -> None:
+        if self.masks is not None and self.masks not in _MASKS:
+            raise ConfigError(f"masks: unknown {self.masks!r}{nearest(self.masks, set(_MASKS))}")
         if self.subject not in _SUBJECTS:
             raise ConfigError(f"subject: unknown {self.subject!r}{nearest(self.subject, _SUBJECTS)}")
 
@@ -60,25 +64,31 @@ def scan(
     from ..readers import dicom  # imports pydicom
 
     series: dict[str, list[tuple[str, Path, Header]]] = {}
+    alone: list[tuple[str, Path, Header]] = []
     found: list[Record | Refusal] = []
     others: Counter[str] = Counter()
+    masks: dict[str, list[Path]] = {}
     for name, path in counted(list(_candidates(root, source)), source.dataset, progress):
         try:
             header = dicom.header(path)
         except ReadError as error:
             found.append(Refusal(name, path, str(error)))
             continue
-        if not header.is_image:
+        if options.masks and header.modality == _MASKS[options.masks]:
+            for uid in header.references:
+                masks.setdefault(uid, []).append(path)
+        elif not header.is_image:
             others[header.modality if header.modality in dicom.NOT_PICTURES else "other"] += 1
         elif _is_slice(header):
             series.setdefault(str(header.series_uid), []).append((name, path, header))
         else:
-            found.append(_record(name, [(name, path, header)], source, options))
+            alone.append((name, path, header))
     if others:
         logger.info(
             "%s: DICOM objects left out, no pictures: %s", source.dataset, dict(sorted(others.items()))
         )
-    found += [_record(uid, members, source, options) for uid, members in series.items()]
+    found += [_record(member[0], [member], source, options, masks) for member in alone]
+    found += [_record(uid, members, source, options, masks) for uid, members in series.items()]
     yield from sorted(found, key=lambda item: item.name)
 
 
@@ -117,7 +127,11 @@ def _is_slice(header: Header) -> bool:
 
 
 def _record(
-    name: str, members: list[tuple[str, Path, Header]], source: Source, options: Options
+    name: str,
+    members: list[tuple[str, Path, Header]],
+    source: Source,
+    options: Options,
+    masks: dict[str, list[Path]],
 ) -> Record | Refusal:
     first_name, first_path, header = members[0]
     for what in ("modality", "subject"):
@@ -133,6 +147,10 @@ def _record(
     if not subject:
         mend = "the file lies in no folder" if options.subject == "folder" else "use options.subject: folder"
         return Refusal(name, first_path, f"names no subject ({options.subject}); {mend}")
+    mine = masks.get(header.series_uid, [])
+    if len(mine) > 1:
+        reason = f"{len(mine)} {options.masks} objects refer to it, expected one; keep the one you want"
+        return Refusal(name, first_path, reason)
     return Record(
         dataset=source.dataset,
         name=name,
@@ -142,6 +160,7 @@ def _record(
         organ=source.organ,
         licence=source.licence,
         study=header.study_uid or None,
+        mask=mine[0] if mine else None,
     )
 
 

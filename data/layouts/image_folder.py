@@ -101,9 +101,9 @@ def _sort_out(
     root: Path, source: Source, options: Options
 ) -> tuple[list[tuple[str, Path]], dict[str, list[Path]]]:
     """Images by relative path, and masks by the relative path without suffix of the image they belong to."""
-    from ..readers import dicom, nifti, raster  # imports pydicom, nibabel and Pillow
+    from ..readers import dicom, itk, nifti, raster, slide, video  # imports pydicom, nibabel and Pillow
 
-    suffixes = (*dicom.SUFFIXES, *nifti.SUFFIXES, *raster.SUFFIXES)
+    suffixes = tuple(s for reader in (dicom, itk, nifti, raster, slide, video) for s in reader.SUFFIXES)
     # Several masks of one image are numbered by some datasets: a_mask.png, a_mask_1.png.
     tail = re.compile(rf"{re.escape(options.mask_suffix)}(_\d+)?$") if options.mask_suffix else None
     images: list[tuple[str, Path]] = []

@@ -29,13 +29,14 @@ from .source import check_fourth_axis, content
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
-_NOT_PICTURES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "ECG", "DOC"}
+NOT_PICTURES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "ECG", "DOC"}
 # Pictures of one series that belong side by side, not on top of each other, when they have no position.
 _STACKED = {"CT", "MR", "PT"}
 
 _HEADER_TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "Rows",
     "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "InstanceNumber",
+    "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence",
 ]  # fmt: skip
 
 
@@ -56,11 +57,12 @@ class Header:
     position: tuple[float, ...] | None  # LPS mm
     orientation: tuple[float, ...] | None
     instance_number: int | None
+    references: tuple[str, ...] = ()  # series that a segmentation or structure set was drawn on
 
     @property
     def is_image(self) -> bool:
         """Whether the object is a picture: it has pixels and is no segmentation, dose, report or plan."""
-        return self.rows > 0 and self.cols > 0 and self.modality not in _NOT_PICTURES
+        return self.rows > 0 and self.cols > 0 and self.modality not in NOT_PICTURES
 
 
 def matches(head: bytes) -> bool:
@@ -94,6 +96,7 @@ def header(path: Path) -> Header:
                 position=fields.numbers(dataset, "ImagePositionPatient", 3),
                 orientation=fields.numbers(dataset, "ImageOrientationPatient", 6),
                 instance_number=fields.integer(dataset, "InstanceNumber"),
+                references=_references(dataset),
             )
     except (ReadError, MemoryError):
         raise
@@ -103,6 +106,20 @@ def header(path: Path) -> Header:
         raise ReadError(
             f"{path.name}: DICOM header cannot be read ({messages.line(error, content(path))}); copy it again"
         ) from error
+
+
+def _references(dataset: Any) -> tuple[str, ...]:
+    """Series that a SEG (directly) or RTSTRUCT (by frame of reference and study) names, each once."""
+    holders = [dataset]
+    for frame in fields.items(dataset, "ReferencedFrameOfReferenceSequence"):
+        holders += fields.items(frame, "RTReferencedStudySequence")
+    series = [
+        fields.text(item, "SeriesInstanceUID")
+        for holder in holders
+        for key in ("ReferencedSeriesSequence", "RTReferencedSeriesSequence")
+        for item in fields.items(holder, key)
+    ]
+    return tuple(dict.fromkeys(filter(None, series)))
 
 
 def read(
@@ -206,8 +223,8 @@ def _open(path: Path) -> Any:
         line = messages.line(error, data)
         raise ReadError(f"{path.name}: DICOM cannot be read ({line}); copy it again") from error
     modality = fields.text(dataset, "Modality").upper()
-    if modality in _NOT_PICTURES or not fields.count(dataset, "Rows") * fields.count(dataset, "Columns"):
-        kind = modality if modality in _NOT_PICTURES else "object"  # any other word may be a person's
+    if modality in NOT_PICTURES or not fields.count(dataset, "Rows") * fields.count(dataset, "Columns"):
+        kind = modality if modality in NOT_PICTURES else "object"  # any other word may be a person's
         raise ReadError(f"{path.name}: a DICOM {kind} without a picture, expected an image")
     if "MOSAIC" in (fields.value(dataset, "ImageType") or []):
         raise ReadError(f"{path.name}: a Siemens mosaic of slices; convert it to NIfTI (dcm2niix) first")

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from ...data.ingest.dry_run import DryRun
 
 
+SHOWN = 20  # refused files; their paths are printed for who builds, and written nowhere
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("collection", help="YAML of the collection (a path, or the name of a shipped one)")
@@ -33,15 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile", default="small", choices=("small", "fast"), help="small files, or fast to decode"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument(
+        "--all-refused", action="store_true", help="print the path of every refused file, not of the first 20"
+    )
     parser.add_argument("--json", action="store_true", help="with --dry-run: as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Build, then say what was written, refused and held out."""
-    from ...data.ingest.build import build
     from ...data.collection import Collection
     from ...data.config import find_config
     from ...data.errors import ConfigError
+    from ...data.ingest.build import build
     from ...data.ingest.needs import SHARE, free_memory
     from ..console import progress_bar, say, size
 
@@ -72,6 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if result.failures:
         say(f"refused: {len(result.failures)} files, with reasons in {arguments.out / 'failures.jsonl'}")
+        for row in result.failures[: None if arguments.all_refused else SHOWN]:
+            say(f"  {row.dataset}: {row.path}: {row.reason}")
+        if len(result.failures) > SHOWN and not arguments.all_refused:
+            say(f"  and {len(result.failures) - SHOWN} more: run the command again with --all-refused")
     say(f"next: medloom shards show {arguments.out}")
     return 0
 
