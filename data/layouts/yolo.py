@@ -8,10 +8,11 @@ the options, from data.yaml (any YAML with `names` in the root), or from classes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import CollectionError
 from ..sample import Record, Shape
@@ -78,13 +79,30 @@ def displayed_size(path: Path) -> tuple[int, int]:
     from PIL import Image as Pillow
 
     try:
-        with Pillow.open(path) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(_ORIENTATION, 1) in _TURNED
+        with path.open("rb") as stream:
+            with Pillow.open(stream) as picture:
+                width, height = picture.size  # of a TIFF as displayed, of others as stored
+                if picture.format == "TIFF":
+                    return height, width
+                exif = Pillow.Exif() if picture.format == "PNG" else picture.getexif()
+                if picture.format == "PNG" and (data := _png_exif(stream)):
+                    exif.load(b"Exif\0\0" + data)
+            turned = exif.get(_ORIENTATION, 1) in _TURNED
     except Exception as error:  # damaged headers raise many kinds
         line = " ".join(str(error).split())[:80]
         raise CollectionError(f"its header cannot be read ({line}); copy or download it again") from error
     return (width, height) if turned else (height, width)
+
+
+def _png_exif(stream: IO[bytes]) -> bytes:
+    """The eXIf chunk of a PNG, wherever it lies; Pillow would decode the pixels to look behind them."""
+    stream.seek(8)
+    while len(head := stream.read(8)) == 8:
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            return stream.read(length)
+        stream.seek(length + 4, os.SEEK_CUR)
+    return b""
 
 
 def _shapes(labels: Path, picture: Path, names: dict[int, str], marks: Marks) -> tuple[Shape, ...]:

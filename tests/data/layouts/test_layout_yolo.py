@@ -11,6 +11,7 @@ from medloom.data.errors import CollectionError
 from medloom.data.layouts.yolo import displayed_size
 from medloom.data.readers import read
 from PIL import Image as Pillow
+from PIL import ImageFile
 
 RNG = np.random.default_rng(0)
 NAMES = {"names": ["polyp", "tool"]}
@@ -52,13 +53,14 @@ def test_outlines_have_pairs_of_corners(tmp_path: Path, put: Callable, scan: Cal
     np.testing.assert_allclose(shape.points, [(2, 4), (2, 20), (10, 20)])
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_shares_are_of_the_picture_as_displayed(
-    tmp_path: Path, put: Callable, scan: Callable, turn: int
+    tmp_path: Path, put: Callable, scan: Callable, turn: int, suffix: str
 ) -> None:
-    picture(tmp_path / "a.jpg", turn=turn)
-    (image,) = read([tmp_path / "a.jpg"])
-    assert displayed_size(tmp_path / "a.jpg") == image.array.shape[1:]
+    picture(tmp_path / f"a.{suffix}", turn=turn)
+    (image,) = read([tmp_path / f"a.{suffix}"])
+    assert displayed_size(tmp_path / f"a.{suffix}") == image.array.shape[1:]
     put(tmp_path, "a.txt", data=b"0 0.5 0.5 1 1\n")
     (shape,) = scan("yolo", tmp_path, options=NAMES).only.shapes
     assert shape.points == ((0.0, 0.0), tuple(map(float, image.array.shape[1:])))
@@ -160,3 +162,17 @@ def test_the_real_blood_smears_are_the_same_in_yolo(
         assert [shape.label for shape in mine] == [shape.label for shape in record.shapes]
         for a, b in zip(mine, record.shapes, strict=True):
             np.testing.assert_allclose(a.points, b.points, atol=1e-9)
+
+
+def test_a_turn_that_stands_behind_the_pixels_of_a_png_is_found_without_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "a.png", turn=6)
+    data = (tmp_path / "a.png").read_bytes()
+    at = data.index(b"eXIf") - 4
+    chunk = data[at : at + 12 + int.from_bytes(data[at : at + 4], "big")]
+    rest = data.replace(chunk, b"")
+    (tmp_path / "a.png").write_bytes(rest[:-12] + chunk + rest[-12:])
+    (image,) = read([tmp_path / "a.png"])
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels were decoded"))
+    assert displayed_size(tmp_path / "a.png") == image.array.shape[1:] == (40, 20)
