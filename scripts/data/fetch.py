@@ -111,6 +111,7 @@ def _show_steps(wanted: Plan, to: Path) -> None:
 
 
 def _show(wanted: Plan, found: Fetched, to: Path) -> None:
+    from ...data.config import CONFIGS
     from ..console import say
 
     identifier = wanted.dataset.id
@@ -128,3 +129,6 @@ def _show(wanted: Plan, found: Fetched, to: Path) -> None:
     say(f"next: medloom shards build {shlex.quote(str(collection))} --out {shards}")
     say(f"      medloom shards show {shards}")
     say(f"      medloom catalog related {identifier}   which datasets share its cases")
+    if wanted.folder == identifier and (CONFIGS / "tasks" / f"{identifier}.yaml").exists():
+        root = shlex.quote(str(to))
+        say(f"      medloom finetune {identifier} --root {root} --encoder ENCODER   its task here")

@@ -7,12 +7,17 @@ import hashlib
 import io
 import json
 import tarfile
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from medloom.data.catalog import Catalog, MsdTask, load
 from medloom.data.catalog.records import MedMnistSet
+from medloom.data.fetch.fetch import Options
+from medloom.data.remote.stores import Patience
+from PIL import Image
 
 # `modality` of the ten dataset.json, as they are in the archives.
 CHANNELS = {
@@ -21,6 +26,8 @@ CHANNELS = {
     **{f"Task{n:02d}": {"0": "MRI"} for n in (2, 4)},
     **{f"Task{n:02d}": {"0": "CT"} for n in (3, 6, 7, 8, 9, 10)},
 }
+QUICK = Options(patience=Patience(attempts=3, timeout=5.0, wait=0.01, longest_wait=0.02))
+SPLEEN = "msd-task09-spleen"
 SHAPE = (14, 12, 10)
 TRAIN, TEST = 3, 2
 
@@ -67,25 +74,39 @@ def msd_tar(path: Path, task: MsdTask, filler: int = 0) -> Path:
     return path
 
 
-def medmnist_npz(path: Path, known: MedMnistSet, size: int) -> Path:
-    """An .npz of MedMNIST with 5, 3 and 4 images."""
+def medmnist_npz(path: Path, known: MedMnistSet, size: int, counts: tuple[int, int, int] = (5, 3, 4)) -> Path:
+    """An .npz of MedMNIST; where there are enough images, every class is among those of a split."""
     random = np.random.default_rng(size)
     three = known.id.endswith("3d")
     shape = (size,) * (3 if three else 2) + ((3,) if known.n_channels == 3 and not three else ())
     arrays = {}
-    for split, count in (("train", 5), ("val", 3), ("test", 4)):
+    for split, count in zip(("train", "val", "test"), counts, strict=True):
         arrays[f"{split}_images"] = random.integers(0, 256, (count, *shape), dtype=np.uint8)
-        several = "multi-label" in known.task
-        width, values = (known.n_classes, 2) if several else (1, known.n_classes)
-        arrays[f"{split}_labels"] = random.integers(0, values, (count, width), dtype=np.uint8)
+        labels = random.permutation(count)[:, None] % known.n_classes
+        if "multi-label" in known.task:
+            labels = random.integers(0, 2, (count, known.n_classes))
+        arrays[f"{split}_labels"] = labels.astype(np.uint8)
     np.savez_compressed(path, **arrays)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    """Files below a folder, with forward slashes."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def zip_of(path: Path, members: list[str]) -> Path:
+    """A zip of small pictures, all different."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in members:
+            buffer = io.BytesIO()
+            Image.new("L", (40, 30), sum(member.encode()) % 256).save(buffer, "PNG")
+            archive.writestr(member, buffer.getvalue())
     return path
 
 
 def served(catalog: Catalog, site: Path, url: str) -> Catalog:
     """The catalogue, with the addresses and digests of what lies in `site` in the place of the real ones."""
-    from dataclasses import replace
-
     md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in site.iterdir()}
     tasks = [
         replace(task, url_aws=f"{url}/{task.folder}.tar", archive_md5=md5[f"{task.folder}.tar"])

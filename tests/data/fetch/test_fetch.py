@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -18,42 +17,18 @@ import pytest
 from medloom.data.catalog import Dataset
 from medloom.data.catalog.vocabulary import Access
 from medloom.data.collection import Collection, scan
+from medloom.data.config import find_config, read_yaml
 from medloom.data.errors import ConfigError, ReadError, StoreError
-from medloom.data.fetch import digests, licence
+from medloom.data.fetch import digests
 from medloom.data.fetch.extract import MARKER
 from medloom.data.fetch.fetch import Options, fetch
-from medloom.data.fetch.plan import Part, Plan, given, plan
+from medloom.data.fetch.plan import Part, Plan, plan
 from medloom.data.ingest.build import build
-from medloom.data.remote.stores import Patience
 from medloom.data.sample import Modality
 from medloom.data.shards.reader import Shards
 
-from ..loopback import serve
 from . import sets
-
-QUICK = Options(patience=Patience(attempts=3, timeout=5.0, wait=0.01, longest_wait=0.02))
-SPLEEN = "msd-task09-spleen"
-
-
-@pytest.fixture
-def site(tmp_path):
-    folder = tmp_path / "site"
-    folder.mkdir()
-    with serve(folder) as running:
-        running.etags = True
-        yield running
-
-
-@pytest.fixture
-def spleen(site):
-    """The catalogue with a small Task09 on the loopback."""
-    catalog = sets.built_in()
-    sets.msd_tar(site.folder / "Task09_Spleen.tar", catalog.msd[SPLEEN])
-    return sets.served(catalog, site.folder, site.url)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+from .sets import QUICK, SPLEEN, names
 
 
 def built(collection: Path, out: Path) -> Shards:
@@ -127,6 +102,21 @@ def test_every_set_of_the_table_has_a_plan():
         plan(catalog, "organmnist3d", 224)
     with pytest.raises(ConfigError, match="belongs to the sets of MedMNIST"):
         plan(catalog, SPLEEN, 64)
+
+
+def test_task_records_look_where_the_files_are_put():
+    catalog, looked = sets.built_in(), 0
+    for identifier in [*catalog.msd, *catalog.medmnist]:
+        try:
+            record = read_yaml(find_config("tasks", identifier))
+        except ConfigError:  # not every set has a record
+            continue
+        wanted = plan(catalog, identifier)
+        inner = f"/{wanted.parts[0].folder}" if wanted.layout == "msd" else ""
+        assert record["source"]["root"] == f"{wanted.folder}{inner}", identifier
+        assert record["source"]["layout"] == wanted.layout
+        looked += 1
+    assert looked >= 10
 
 
 # ---- killed, repeated, together
@@ -293,28 +283,12 @@ def plan_of(site, *files: str, **facts) -> Plan:
     return plan(Catalog([dataset]), "our-set")
 
 
-def picture(text: str) -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.new("L", (40, 30), sum(text.encode()) % 256).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def zip_of(site, file: str, members: list[str]) -> None:
-    with zipfile.ZipFile(site.folder / file, "w") as archive:
-        for member in members:
-            archive.writestr(member, picture(member))
-
-
 def test_the_first_digest_is_noted_and_expected_ever_after(site, tmp_path):
-    zip_of(site, "a.zip", ["set/nevus/1.png", "set/melanoma/2.png"])
+    sets.zip_of(site.folder / "a.zip", ["set/nevus/1.png", "set/melanoma/2.png"])
     first = fetch(plan_of(site, "a.zip"), tmp_path / "data", QUICK)
     shutil.rmtree(first.folder)
     fetch(plan_of(site, "a.zip"), tmp_path / "elsewhere", QUICK)
-    zip_of(site, "a.zip", ["set/nevus/1.png", "set/melanoma/3.png"])
+    sets.zip_of(site.folder / "a.zip", ["set/nevus/1.png", "set/melanoma/3.png"])
     with pytest.raises(StoreError, match=r"SHA256 .*, the first fetch of .* says .*--accept-changed"):
         fetch(plan_of(site, "a.zip"), tmp_path / "data", QUICK)
     meant = Options(accept_changed=True, patience=QUICK.patience)
@@ -340,57 +314,3 @@ def test_a_data_file_is_not_read_again_until_it_changes(site, tmp_path, monkeypa
     (folder / "pathmnist.npz").write_bytes(b"PK\x03\x04 not it")
     with pytest.raises(StoreError, match=r"pathmnist.npz: MD5 .* move it away"):
         fetch(wanted, tmp_path, QUICK)
-
-
-# ---- what the user has already
-
-
-def test_files_that_the_user_has_are_verified_and_unpacked(spleen, site, tmp_path):
-    mine = tmp_path / "Downloads" / "Task09_Spleen (1).tar"
-    mine.parent.mkdir()
-    shutil.copy(site.folder / "Task09_Spleen.tar", mine)
-    found = fetch(given(plan(spleen, SPLEEN), [mine]), tmp_path / "data", QUICK)
-    assert found.images == 5 and site.seen == [] and mine.exists()
-    mine.write_bytes(mine.read_bytes()[:-512])
-    shutil.rmtree(found.folder)
-    with pytest.raises(StoreError, match="the catalogue says"):
-        fetch(given(plan(spleen, SPLEEN), [mine]), tmp_path / "data", QUICK)
-
-
-def test_an_unpacked_folder_is_used_where_it_lies(spleen, site, tmp_path):
-    shutil.unpack_archive(site.folder / "Task09_Spleen.tar", tmp_path / "unpacked", "tar")
-    before = names(tmp_path / "unpacked")
-    found = fetch(given(plan(spleen, SPLEEN), [tmp_path / "unpacked"]), tmp_path / "data", QUICK)
-    assert found.images == 5 and names(tmp_path / "unpacked") == before
-    assert names(found.folder) == ["collection.yaml"]
-
-
-def test_a_dataset_behind_an_account_goes_on_from_a_folder_of_downloads(tmp_path, site):
-    wanted = plan(sets.built_in(), "lits")
-    assert wanted.parts == () and "challenge" in wanted.reason
-    with pytest.raises(ConfigError, match="lits: cannot be fetched"):
-        fetch(wanted, tmp_path, QUICK)
-    downloads = tmp_path / "downloads"
-    downloads.mkdir()
-    for number in (1, 2):
-        zip_of(site, f"batch_{number}.zip", [f"scans/{number}-{i}.png" for i in range(3)])
-        shutil.move(site.folder / f"batch_{number}.zip", downloads)
-    found = fetch(given(wanted, [downloads]), tmp_path / "data", QUICK)
-    assert found.images == 6
-    with pytest.raises(ConfigError, match="no such file or folder"):
-        given(wanted, [tmp_path / "nothing"])
-
-
-# ---- licences
-
-
-def test_a_licence_is_remembered_until_it_changes(spleen):
-    dataset = spleen[SPLEEN]
-    assert not licence.is_accepted(dataset)
-    licence.accept(dataset, "typed yes")
-    assert licence.is_accepted(dataset)
-    known = json.loads((licence.home() / "accepted" / f"{SPLEEN}.json").read_text())
-    assert known["licence"] == "CC-BY-SA-4.0" and known["how"] == "typed yes"
-    from dataclasses import replace
-
-    assert not licence.is_accepted(replace(dataset, licence="CC-BY-NC-4.0"))
