@@ -39,6 +39,8 @@ _OF_SOURCE: dict[str, tuple[Range, Range]] = {
     "nii.gz float": ((0.6, 0.7, 1.5), (0.75, 0.9, 2.1)),
     "unknown": ((0.4, 1.0, 2.0), (0.5, 1.2, 2.5)),
 }
+# Formats that the collection of the measurements did not have, by the nearest that it had.
+_OF_SOURCE |= {f"mha/nrrd.gz {kind}": _OF_SOURCE[f"nii.gz {kind}"] for kind in ("8 bit", "16 bit", "float")}
 _OF_DECODED: dict[str, tuple[Range, Range]] = {
     "nii 8 bit": ((0.2, 0.4, 0.8), (0.3, 0.5, 0.95)),
     "nii 16 bit": ((0.15, 0.45, 0.65), (0.2, 0.55, 0.8)),
@@ -48,6 +50,8 @@ _OF_DECODED: dict[str, tuple[Range, Range]] = {
     "picture 8 bit": ((0.4, 0.5, 0.8), (0.6, 0.7, 1.0)),
     "picture 16 bit": ((0.35, 0.6, 0.9), (0.45, 0.8, 1.1)),
 }
+_OF_DECODED |= {f"mha/nrrd {kind}": _OF_DECODED[f"nii {kind}"] for kind in ("8 bit", "16 bit", "float")}
+_OF_DECODED |= dict.fromkeys(("slide", "film"), _OF_DECODED["picture 8 bit"])
 SAMPLE_BYTES = 2400  # metadata, tar headers and padding of one sample, as measured
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ReadError
-from ..readers import dicom, nifti, raster, reader_of
-from ..sample import Record
+from ..readers import dicom, itk, nifti, raster, reader_of, slide, video
+from ..sample import Given, Record
 
 _HEAD = 1 << 16  # bytes of a file that are looked at
 
@@ -25,6 +25,8 @@ class Header:
     kind: str  # a key of dry_run.RATIOS
     ndim: int  # 2 or 3
     bytes: int  # in the dtype in which it will be stored, all channels and frames
+    at_once: int = 0  # bytes that are decoded at a time, where that is less than all; 0: all
+    from_disk: bool = False  # the file itself is never in memory as a whole
 
 
 def header_of(record: Record) -> Header | None:
@@ -37,8 +39,14 @@ def header_of(record: Record) -> Header | None:
         reader = reader_of(path)
         if reader is nifti:
             return _nifti(path)
+        if slide.wanted(path, record.given) or reader is slide:
+            return _slide(path, record.given or Given())
+        if reader is video:
+            return _video(path, record.given or Given())
+        if reader is itk:
+            return _itk(path)
         if reader is dicom:
-            return _dicom(path, len(record.paths))
+            return _dicom(path, len(record.paths), record.given or Given())
         if reader is raster:
             return _raster(path)
     except Exception:  # damaged headers raise many kinds; the build will list the file with its reason
@@ -71,7 +79,34 @@ def _nifti(path: Path) -> Header:
     )
 
 
-def _dicom(path: Path, files: int) -> Header:
+def _itk(path: Path) -> Header:
+    stored = itk.header(path)
+    dtype = stored.dtype
+    small = dtype.kind in "iu" and dtype.itemsize <= 2
+    width, name = (dtype.itemsize, f"{8 * dtype.itemsize} bit") if small else (4, "float")
+    packed = ".gz" if stored.encoding in ("deflate", "bzip2") else ""
+    flat = stored.axes.count("space") == 2
+    return Header(f"mha/nrrd{packed} {name}", 2 if flat else 3, width * math.prod(stored.sizes))
+
+
+def _slide(path: Path, given: Given) -> Header:
+    """Tiles: as many as lie on the slide, a third of them when only tissue is kept."""
+    grid = slide.grid_at(path, given)
+    one, tiles = 3 * math.prod(grid.size), math.prod(grid.count)
+    kept = min(given.most or tiles, tiles if given.tissue <= 0 else max(1, tiles // 3))
+    # While a tile is made, so is what it is reduced from; before, the overview.
+    reduced = max(one * math.ceil(grid.scale[0] + 1) * math.ceil(grid.scale[1] + 1), slide.OVERVIEW_BYTES)
+    return Header("slide", 2, one * kept, reduced, True)
+
+
+def _video(path: Path, given: Given) -> Header:
+    size, length, rate = video.described(path)
+    frames = math.ceil(length * min(rate, 1 / given.every if given.every else rate)) or 1
+    kept = min(given.most or frames, frames)
+    return Header("film", 2, size * kept, 4 * size, True)  # decoders keep some frames for reference
+
+
+def _dicom(path: Path, files: int, given: Given) -> Header:
     import pydicom
 
     found = dicom.header(path)
@@ -81,7 +116,10 @@ def _dicom(path: Path, files: int) -> Header:
     samples, bits = int(pixels.get("SamplesPerPixel", 1)), int(pixels.get("BitsAllocated", 16))
     planes = files * found.frames
     stack = planes > 1 and (found.position is not None or found.modality in ("CT", "MR", "PT"))
-    size = planes * found.rows * found.cols * samples * max(1, bits // 8)
+    plane = found.rows * found.cols * samples * max(1, bits // 8)
+    size = planes * plane
+    if files == 1 and found.frames > 1 and not stack:  # a film, decoded frame by frame
+        return Header("dicom picture", 2, min(given.most or planes, planes) * plane, plane)
     return Header("dicom volume" if stack else "dicom picture", 3 if stack else 2, size)
 
 

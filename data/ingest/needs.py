@@ -21,13 +21,14 @@ from .headers import header_of
 from .units import Unit
 
 WORKER_BYTES = 300 << 20
-FACTOR = {"nii": 3, "dicom": 5}
+FACTOR = {"nii": 3, "mha": 3, "dicom": 5}
 OTHER_FACTOR = 4
 UNKNOWN = 8  # times the files' bytes, when no header can be read
 SHARE = 0.8  # of the memory that is free when the build starts
 
 # Files below this are not looked at: even a thousandfold inflation of one costs no more than a worker.
 _SMALL = 256 << 10
+_ELSEWHERE = (".mhd", ".nhdr")  # headers whose voxels lie in other files
 
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -56,10 +57,10 @@ def _need(record: Record) -> int:
         files = sum(path.stat().st_size for path in record.paths)
     except OSError:
         return 0
-    if files < _SMALL:
+    if files < _SMALL and not record.paths[0].name.lower().endswith(_ELSEWHERE):
         return 0
     header = header_of(record)
     if header is None:
         return UNKNOWN * files
     factor = next((f for word, f in FACTOR.items() if header.kind.startswith(word)), OTHER_FACTOR)
-    return factor * header.bytes + 2 * files
+    return factor * (header.at_once or header.bytes) + (0 if header.from_disk else 2 * files)

@@ -22,6 +22,7 @@ from ..errors import ShardError
 from ..interop import archive
 from ..layouts.base import Source
 from ..privacy import salt_fingerprint
+from ..readers.itk import data_files
 from ..sample import Given, Record
 from ..shards.format import FORMAT_VERSION
 from ..shards.index import index_path, rebuild
@@ -159,7 +160,7 @@ def plan(
 def measured(source: Source, record: Record) -> tuple[int, str]:
     """Bytes of a record's files, and a text that changes when the record or a file does."""
     total, files = 0, []
-    for path in (*record.paths, *mask_paths(record)):
+    for path in (*record.paths, *data_files(record.paths), *mask_paths(record)):
         try:
             length, changed = archive.stat(path)
         except OSError:

@@ -7,6 +7,7 @@ order. SimpleITK reads the same voxels in the same places: the tests compare.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def header(path: Path) -> Stored:
         with path.open("rb") as stream:
             data = stream.read(_HEAD)
     return _parse(data, path)[0]
+
+
+def data_files(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The files in which the voxels of detached headers lie; none for other or unreadable files."""
+    found: list[Path] = []
+    for path in paths:
+        if path.name.lower().endswith((".mhd", ".nhdr")):
+            with contextlib.suppress(ReadError):
+                found += [file for file in header(path).files if file != path]
+    return tuple(found)
 
 
 def stored_of(path: Path) -> tuple[Stored, np.ndarray]:

@@ -36,6 +36,7 @@ _OBJECTIVE = 10.0  # times micrometres a pixel: 20x has 0.5
 _BELIEVED = (0.02, 20.0)  # micrometres a pixel that a scanner may have; 72 dpi is no scan
 _SAME = 0.02  # share by which a level may miss the resolution and is taken as it is
 _OVERVIEW_PIXELS = 1 << 24
+OVERVIEW_BYTES = 3 * _OVERVIEW_PIXELS
 _OVERVIEW_MPP = 8.0
 _CHUNK_PIXELS = 1 << 26  # of a stored tile or strip: more would be the slide as a whole
 _LARGE = 16 << 20  # bytes of a .tif from which its header is looked at

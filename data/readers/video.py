@@ -85,10 +85,11 @@ def frames_of(source: str | IO[bytes], name: str, given: Given) -> Iterator[Imag
         raise ReadError(f"{name}: a video without frames; {_BROKEN}")
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """(height, width) of the frames, as its header says. Raises ReadError."""
-    with _opened(str(path), path.name) as (_, stream):
-        return int(stream.height), int(stream.width)
+def described(path: Path) -> tuple[int, float, float]:
+    """Bytes of an RGB frame, seconds, frames a second (0 where not stated). Raises ReadError."""
+    with _opened(str(path), path.name) as (container, stream):
+        length = _seconds(container, stream) or 0.0
+        return 3 * int(stream.height) * int(stream.width), length, float(stream.average_rate or 0)
 
 
 @contextlib.contextmanager
