@@ -22,8 +22,8 @@ def no_decoding(monkeypatch):
     def refuse(*_: object, **__: object):
         raise AssertionError("a pixel was decoded")
 
-    monkeypatch.setattr(ingest, "read", refuse)
-    monkeypatch.setattr(work, "read", refuse)
+    monkeypatch.setattr(ingest, "each", refuse)
+    monkeypatch.setattr(work, "each", refuse)
     monkeypatch.setattr(Pillow.Image, "load", refuse)
 
 
