@@ -49,7 +49,11 @@ def statement(
     held_out = encoder.get("held_out") or {}
     not_checked = [str(item) for item in held_out.get("not_checked") or []]
     seen = [s for s in training.get("sources") or [] if s.get("dataset") in {record.dataset, *record.related}]
-    exposed = [s["dataset"] for s in seen if not _held_out(held_out.get("rules") or [], s["dataset"], split)]
+    # Only the source's own splits have names that a collection knows: a split that was drawn here, and that
+    # of a relative, are other cases under the same word.
+    named = {record.dataset: split} if record.split.rule == "declared" else {}
+    rules = held_out.get("rules") or []
+    exposed = [s["dataset"] for s in seen if not _held_out(rules, s["dataset"], named.get(s["dataset"]))]
     among = ", ".join(s["dataset"] for s in seen)
     checks = [f"training sources of the encoder: {among or 'neither the dataset nor a relative'} among them"]
     if exposed:
@@ -100,8 +104,8 @@ def pretraining_shards(encoder_source: str, encoder: Mapping[str, Any]) -> Path 
         return None
 
 
-def _held_out(rules: Sequence[Mapping[str, Any]], dataset: str, split: str) -> bool:
-    """Whether a rule of the collection keeps this split of the dataset from training."""
+def _held_out(rules: Sequence[Mapping[str, Any]], dataset: str, split: str | None) -> bool:
+    """Whether a rule of the collection keeps this split of the dataset (None: all of it) from training."""
     for rule in rules:
         splits = rule.get("splits") or []
         if rule.get("dataset") == dataset and (not splits or split in splits):

@@ -15,7 +15,7 @@ from medloom.data.errors import CheckpointError, ConfigError
 from medloom.finetune.data import Case
 from medloom.finetune.evaluation import evaluate
 from medloom.finetune.leakage import statement
-from medloom.finetune.record import TaskRecord
+from medloom.finetune.record import SplitRule, TaskRecord
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -157,10 +157,10 @@ def test_damaged_and_unfinished_runs_are_refused(segmentation_run: Path, tmp_pat
     assert not (tmp_path / "out" / "summary.json").exists()
 
 
-def record() -> TaskRecord:
+def record(rule: str = "declared") -> TaskRecord:
     return TaskRecord(
         name="t", kind="classification", classes=["a", "b"], related=["twin"],
-        source={"dataset": "mine", "layout": "table"},
+        source={"dataset": "mine", "layout": "table"}, split=SplitRule(rule),
     )  # fmt: skip
 
 
@@ -178,6 +178,8 @@ def encoder(datasets: list[str], rules: list[dict[str, Any]], **training: Any) -
         (encoder(["mine"], [{"dataset": "mine", "splits": ["test"]}]), "clean"),
         (encoder(["mine"], [{"dataset": "mine", "splits": ["val"]}]), "leaked"),
         (encoder(["mine"], [{"dataset": "mine", "splits": []}]), "clean"),
+        (encoder(["twin"], [{"dataset": "twin", "splits": ["test"]}]), "leaked"),  # its test cases are others
+        (encoder(["twin"], [{"dataset": "twin", "splits": []}]), "clean"),
         (encoder(["other"], [], init_from="timm:vit"), "unknown"),
         ({"source": "timm:vit_small"}, "unknown"),
         ({"source": "random:x"}, "clean"),
@@ -188,6 +190,14 @@ def test_the_leakage_statement(facts: dict[str, Any], status: str) -> None:
     found = statement(record(), facts, [])
     assert found["status"] == status
     assert found["statement"].endswith(".")
+
+
+def test_a_split_that_is_drawn_here_is_not_held_out_by_the_name_of_the_sources_own() -> None:
+    """The Decathlon's `test` has no labels; a record's test cases are drawn from its `train`."""
+    facts = encoder(["mine"], [{"dataset": "mine", "splits": ["test"]}])
+    assert statement(record("by_subject"), facts, [])["status"] == "leaked"
+    facts = encoder(["mine"], [{"dataset": "mine", "splits": []}])
+    assert statement(record("by_subject"), facts, [])["status"] == "clean"
 
 
 def test_shared_pixels_are_found_in_the_pretraining_shards(
