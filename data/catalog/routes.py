@@ -8,7 +8,7 @@ unknown, never guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROUTES = TABLES / "routes.csv"
 
+_UMBRELLA = "medmnist"
 _GRAND_CHALLENGE = re.compile(r"https?://([a-z0-9-]+)\.grand-challenge\.org")
 _KAGGLE = re.compile(r"https?://(?:www\.)?kaggle\.com/(?:competitions|c)/([^/#?]+)")
 
@@ -47,11 +48,12 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class TaskHere:
-    """A task record of configs/tasks that is measured on the dataset or on a part of its cases."""
+    """A task record of configs/tasks that is measured on the dataset or on one that shares cases with it."""
 
     name: str
     metrics: tuple[str, ...]
-    part: bool  # the record's own source is another copy or sub-sample of these cases
+    dataset: str  # of the record's source
+    part: bool  # that is another dataset, which shares cases with this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Route:
     metrics_basis: str
     baselines: tuple[Baseline, ...] = ()
     tasks: tuple[TaskHere, ...] = ()
+    no_task: str = ""  # why there is no record of the dataset itself
     commands: tuple[str, ...] = field(default=())
 
 
@@ -87,15 +90,17 @@ def route(catalog: Catalog, identifier: str) -> Route:
         metrics, basis = ("AUC", "ACC"), f"read: {mnist.results_source}"
         baselines = tuple(_medmnist_baselines(mnist))
     tasks = tuple(task for task in tasks_here() if dataset.id in task[1])
-    here = tuple(TaskHere(name, measured, own != dataset.id) for name, _, measured, own in tasks)
+    here = [TaskHere(name, measured, own, own != dataset.id) for name, _, measured, own in tasks]
+    here.sort(key=lambda task: task.part)
     return Route(
         _page(dataset),
         _leaderboard(dataset, row),
         metrics,
         basis,
         baselines,
-        here,
-        tuple(_commands(dataset, here)),
+        tuple(here),
+        _no_task(catalog, dataset, here),
+        tuple(_commands(catalog, dataset, here)),
     )
 
 
@@ -158,13 +163,33 @@ def _medmnist_baselines(item: MedMnistSet) -> Iterator[Baseline]:
         yield Baseline(name, scores, "fraction", item.results_source, "read")
 
 
-def _commands(dataset: Dataset, tasks: Iterable[TaskHere]) -> Iterator[str]:
-    """Fetch, look, build, train and score; with placeholders in capitals where the user decides."""
+def _no_task(catalog: Catalog, dataset: Dataset, tasks: Sequence[TaskHere]) -> str:
+    if any(not task.part for task in tasks):
+        return ""
+    if dataset.id == _UMBRELLA:
+        return f"none: it is {len(catalog.medmnist)} sets, each with its own route"
+    if dataset.id in catalog.medmnist and "multi-label" in catalog.medmnist[dataset.id].task:
+        return "none: several findings an image (multi-label), and task records have no such kind yet"
+    return "no record yet; write one from configs/tasks (docs/evaluation.md)"
+
+
+def _commands(catalog: Catalog, dataset: Dataset, tasks: Sequence[TaskHere]) -> Iterator[str]:
+    """Fetch, build, train and score; with placeholders in capitals where the user decides.
+
+    Without a record of its own, those that share its cases: of another dataset of the catalogue, the way
+    begins on that dataset's own route.
+    """
+    if dataset.id == _UMBRELLA:  # is fetched set by set
+        yield from (f"medloom catalog show {member}" for member in catalog.medmnist)
+        return
     yield f"medloom data fetch {dataset.id}"  # where nothing can be fetched it prints the steps by hand
     yield f"medloom shards build datasets/{dataset.id}/collection.yaml --out shards/{dataset.id}"
-    for task in tasks:
-        root = " --root ROOT" if not task.name.startswith("phantom") else ""
-        yield f"medloom finetune {task.name}{root} --encoder ENCODER --out runs/{task.name}"
+    for task in [task for task in tasks if not task.part] or tasks:
+        if task.part and task.dataset in catalog:
+            yield f"medloom catalog show {task.dataset}"
+            continue
+        root = "ROOT" if task.part else "datasets"
+        yield f"medloom finetune {task.name} --root {root} --encoder ENCODER --out runs/{task.name}"
         yield f"medloom evaluate runs/{task.name}"
 
 

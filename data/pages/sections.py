@@ -52,8 +52,10 @@ def _route(way: Route) -> Section:
     if way.metrics:
         rows.append(["Metrics", [", ".join(way.metrics), *_basis(way.metrics_basis)]])
     for task in way.tasks:
-        part = "a copy or sub-sample of these cases" if task.part else ""
+        part = "another dataset, which shares cases" if task.part else ""
         rows.append(["Task here", [{"code": task.name}, ", ".join(task.metrics), *([part] if part else [])]])
+    if way.no_task:
+        rows.append(["Task here", [way.no_task]])
     return {"title": "Route", "rows": rows}
 
 

@@ -119,14 +119,16 @@ def _route(way: Route, dataset: Dataset) -> None:
     else:
         say("  baselines    none recorded")
     for task in way.tasks:
-        part = ", on a copy or sub-sample of these cases" if task.part else ""
+        part = "; another dataset, which shares cases" if task.part else ""
         say(f"  task here    {task.name} ({', '.join(task.metrics)}{part})")
-    if not way.tasks:
-        say("  task here    no record yet; write one from configs/tasks (docs/evaluation.md)")
+    if way.no_task:
+        say(f"  {'' if way.tasks else 'task here':<12} {'itself: ' if way.tasks else ''}{way.no_task}")
     if dataset.origin == BUILT_IN:
         say("  commands")
         for line in way.commands:
             say(f"    {line}")
+        if any("ENCODER" in line for line in way.commands):
+            say("    ENCODER: a run of medloom pretrain, an encoder folder, .safetensors, .ckpt or timm:NAME")
 
 
 def _pairs(rows: dict[str, Any]) -> None:

@@ -48,16 +48,40 @@ def test_an_address_that_was_only_derived_says_so(catalog):
 
 
 def test_task_records_name_datasets_of_the_catalogue(catalog):
-    found = {task.name for task in route(catalog, "ham10000").tasks}
-    assert found == {"realdata-derm"}
+    found = {task.name: task.dataset for task in route(catalog, "ham10000").tasks}
+    assert found == {"dermamnist": "dermamnist", "realdata-derm": "derm_ham10000"}
     for name, ids, _, _ in tasks_here():
         assert name.startswith("phantom") or any(identifier in catalog for identifier in ids), name
 
 
-@pytest.mark.parametrize("identifier", ["ham10000", "msd-task03-liver", "lits"])
+@pytest.mark.parametrize("identifier", ["msd-task03-liver", "msd-task10-colon", "pathmnist", "organmnist3d"])
+def test_the_route_of_a_benchmark_leads_from_fetching_to_a_score(catalog, identifier):
+    found = route(catalog, identifier)
+    assert [task.name for task in found.tasks if not task.part] == [identifier]
+    wanted = [
+        f"medloom data fetch {identifier}",
+        f"medloom shards build datasets/{identifier}/collection.yaml --out shards/{identifier}",
+        f"medloom finetune {identifier} --root datasets --encoder ENCODER --out runs/{identifier}",
+        f"medloom evaluate runs/{identifier}",
+    ]
+    assert [line for line in found.commands if line in wanted] == wanted
+
+
+def test_where_no_kind_of_task_fits_the_route_says_so(catalog):
+    found = route(catalog, "chestmnist")
+    assert not any(not task.part for task in found.tasks)
+    assert "multi-label" in found.no_task
+    assert "no record yet" in route(catalog, "drive").no_task
+    assert route(catalog, "pathmnist").no_task == ""
+    shown = route(catalog, "medmnist").commands  # has no files of its own
+    assert shown == tuple(f"medloom catalog show {member}" for member in catalog.medmnist)
+
+
+@pytest.mark.parametrize(
+    "identifier", ["ham10000", "lits", "medmnist", "chestmnist", "drive", *load(()).msd, *load(()).medmnist]
+)
 def test_the_commands_of_a_route_are_real(catalog, identifier):
     commands = route(catalog, identifier).commands
-    assert any("shards build" in line for line in commands)
     for line in commands:
         argv = shlex.split(line)[1:]
         arguments = cli.parse(cli.build_parser(argv[0]), argv)  # exits on what does not exist

@@ -1,0 +1,66 @@
+"""Task records of the Decathlon and MedMNIST say what the catalogue says."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import pytest
+from medloom.data.catalog import load
+from medloom.data.config import CONFIGS
+from medloom.finetune.config import load_config
+from medloom.finetune.record import TaskRecord
+
+CATALOG = load(())
+MULTI = {name for name, facts in CATALOG.medmnist.items() if "multi-label" in facts.task}
+SINGLE = sorted(set(CATALOG.medmnist) - MULTI)
+SHIPPED = {path.stem for path in CONFIGS.glob("tasks/*.yaml")}
+
+
+def record(name: str) -> TaskRecord:
+    return load_config(name, ["encoder=x"]).task
+
+
+def test_there_is_a_record_of_every_task_that_a_kind_can_express() -> None:
+    assert set(CATALOG.msd) | set(SINGLE) <= SHIPPED
+    assert {"chestmnist"} == MULTI
+    assert not MULTI & SHIPPED
+
+
+@pytest.mark.parametrize("name", sorted(CATALOG.msd))
+def test_a_decathlon_record_agrees_with_the_catalogue(name: str) -> None:
+    found, facts = record(name), CATALOG.msd[name]
+    assert (found.kind, found.source["layout"]) == ("segmentation", "msd")
+    assert found.structures == {value: word for value, word in facts.labels.items() if value}
+    assert found.nsd_tolerance_mm == facts.nsd_tolerance_mm
+    assert found.verified is facts.nsd_tolerance_status.startswith("read")
+    assert PurePosixPath(found.source["root"]) == PurePosixPath(name, facts.folder)
+    assert found.source["licence"] == facts.licence
+    assert found.split.rule == "by_subject" and "withheld" in found.note  # test labels are not published
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_medmnist_record_agrees_with_the_catalogue(name: str) -> None:
+    found, facts = record(name), CATALOG.medmnist[name]
+    assert (found.kind, found.source["layout"]) == ("classification", "medmnist")
+    assert found.classes == [facts.labels[value] for value in sorted(facts.labels)]
+    assert len(found.classes) == facts.n_classes
+    assert found.source["licence"] == facts.licence
+    assert found.source["root"] == name and found.source["options"] == {"subset": name, "size": 28}
+    assert found.split.rule == "declared"
+    assert {"auc", "accuracy"} <= set(found.metrics)
+
+
+@pytest.mark.parametrize("name", [*CATALOG.msd, *SINGLE])
+def test_a_record_names_the_dataset_and_its_certain_relatives(name: str) -> None:
+    found, dataset = record(name), CATALOG[name]
+    assert found.dataset == found.name == name
+    assert found.source["modality"] == dataset.modalities[0]
+    assert found.source["organ"] in dataset.organs
+    certain = {relative.id for relative in CATALOG.related(name) if relative.level == "certain"}
+    assert certain <= set(found.related)
+    assert all(relative in CATALOG for relative in found.related)
+
+
+@pytest.mark.parametrize("name", [name for name in CATALOG.medmnist if name.startswith("organ")])
+def test_no_mirror_image_turns_left_into_right_where_these_are_classes(name: str) -> None:
+    assert record(name).flips == []
