@@ -35,6 +35,11 @@ class Row:
     drop: str = ""  # why the whole record is left out, whatever its pixels are
     images: Mapping[int, str] = field(default_factory=dict)  # number of an image -> why it is left out
 
+    @property
+    def drops_all(self) -> bool:
+        """Whether nothing of the record is left."""
+        return bool(self.drop) or (bool(self.content) and len(self.images) == len(self.content))
+
     def check(self, number: int, content: str, salt: bytes) -> None:
         """Raise ReadError unless image `number` of the record still has the pixels that were looked at."""
         if number >= len(self.content) or self.content[number] != content_key(salt, content):

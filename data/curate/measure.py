@@ -7,9 +7,11 @@ opening an image again, so that other thresholds cost seconds.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +89,8 @@ def write_measures(
     thumbs: dict[str, list[np.ndarray]] = {kind: [] for kind in SHAPES}
     for record in records:
         try:
-            measured = list(measures_of(unit.source, record))
+            with one_thread():
+                measured = list(measures_of(unit.source, record))
         except Exception as error:
             refuse(record, error)
             continue
@@ -103,6 +106,13 @@ def write_measures(
             stack = np.stack(thumbs[kind]) if thumbs[kind] else np.zeros((0, *shape), np.uint8)
             save(path_of(out, unit.name, kind), stack)
         save(path_of(out, unit.name, "rows"), np.array(rows, _ROW))
+
+
+def one_thread() -> contextlib.AbstractContextManager[Any]:
+    """BLAS on one thread: the same figures everywhere, and no fight among workers (five times the time)."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
 
 
 def path_of(out: Path, unit: str, kind: str) -> Path:

@@ -22,13 +22,14 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..atomic import sweep, write_text
 from ..collection import Collection, Exclusion, Failure, HeldOut, Scan, scan
+from ..curate.curation import Curation
 from ..errors import ShardError
 from ..layouts.base import Source
 from ..privacy import key_of, subject_key
@@ -78,6 +79,7 @@ def build(
     memory: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     profile: str = "small",
+    curation: Path | None = None,
     progress: Progress | None = None,
     keep_held_out: bool = False,
 ) -> BuildResult:
@@ -91,18 +93,22 @@ def build(
         memory: bytes that the workers may use together (on Ray: on each node); None: no bound.
         shard_bytes: source bytes that go into one shard.
         profile: "small" or "fast" to decode, see shards/codec.py.
+        curation: curation.json, whose decisions are followed; images that it does not know, or that have
+            changed since, are refused.
         progress: called with (records done, all records, "stage | detail").
         keep_held_out: True stores held-out images too (shards of a task, never for pretraining).
 
     Raises:
         ShardError: `out` holds something else, another build works in it, or the disk is full or unwritable.
         CollectionError: the collection cannot be used as a whole.
+        ConfigError: the curation cannot be read, or is another collection's.
     """
     out = Path(out)
-    identity = identity_of(collection, shard_bytes, profile, keep_held_out)
+    curated = Curation.load(curation, collection.name, collection.salt) if curation else None
+    identity = identity_of(collection, shard_bytes, profile, keep_held_out, curated)
     found = scan(collection, progress)
     with claimed(out, identity), executor(out, workers=workers, ray=ray, memory=memory) as run_all:
-        return _build(collection, found, out, identity, run_all, progress)
+        return _build(collection, found, out, identity, run_all, progress, curated)
 
 
 @contextlib.contextmanager
@@ -131,6 +137,7 @@ def _build(
     identity: dict[str, Any],
     run_all: RunAll,
     progress: Progress | None,
+    curated: Curation | None,
 ) -> BuildResult:
     salt, keep = collection.salt, identity["keep_held_out"]
     how = {"shard_bytes": identity["shard_bytes"], "profile": identity["profile"]}
@@ -141,13 +148,13 @@ def _build(
         hashing = _run(units, out, salt, held, run_all, progress)
         held = held_out_sets(found, hashing, salt)
     pairs = in_order(collection, found) if keep else found.records
-    units = plan(pairs, salt=salt, extra=held.digest, **how)
+    units = with_decisions(plan(pairs, salt=salt, extra=held.digest, **how), curated, salt)
     receipts = _run(units, out, salt, held, run_all, progress)
     failures, excluded = _failures(found, receipts, salt), _excluded(found, receipts, salt, keep)
     manifest = Manifest(
         name=collection.name,
         sources=tuple(_sources(collection, receipts)),
-        build=how | {"keep_held_out": keep},
+        build=how | {"keep_held_out": keep} | ({"curation": curated.digest} if curated else {}),
         salt_fingerprint=identity["salt_fingerprint"],
         held_out=_held_out(collection.held_out, hashing, excluded, keep),
         failures=len(failures),
@@ -155,7 +162,8 @@ def _build(
     if not manifest.count:
         first = f"; the first: {failures[0].path}: {failures[0].reason}" if failures else ""
         raise ShardError(f"{out}: not one image of collection {collection.name} could be stored{first}")
-    _finish(out, manifest, failures, excluded, [*hashing, *receipts])
+    scanned = {row.key for row in found.failures}
+    _finish(out, manifest, failures, scanned, excluded, [*hashing, *receipts])
     return BuildResult(manifest, failures, excluded)
 
 
@@ -185,6 +193,16 @@ def _run(
     for receipt in run_all(todo, out, salt, held, tell=tell):
         receipts[receipt.unit] = receipt
     return [(unit, receipt) for unit in units if (receipt := receipts[unit.name]) is not None]
+
+
+def with_decisions(units: list[Unit], curated: Curation | None, salt: bytes) -> list[Unit]:
+    """Units that carry the curation's decisions about their records."""
+    if curated is None:
+        return units
+    return [
+        replace(unit, curated=curated.of(key_of(salt, r.dataset, r.name) for r in unit.records))
+        for unit in units
+    ]
 
 
 def in_order(collection: Collection, found: Scan) -> list[tuple[Source, Record]]:
@@ -250,10 +268,14 @@ def _finish(
     out: Path,
     manifest: Manifest,
     failures: list[Failure],
+    scanned: set[str],
     excluded: list[Exclusion],
     receipts: list[tuple[Unit, Receipt]],
 ) -> None:
-    """Write the lists, drop what belongs to no unit, and write the manifest last."""
+    """Write the lists, drop what belongs to no unit, and write the manifest last.
+
+    `scanned`: keys of failures that the scan found, whose reasons quote the source's tables and folders.
+    """
     kept = {shard.file for shard in manifest.shards}
     kept |= {Path(name).with_suffix(".idx").name for name in kept}
     names = {f"{unit.name}.json" for unit, _ in receipts}
@@ -265,13 +287,13 @@ def _finish(
         for path in (out / UNITS).iterdir():
             if path.suffix == ".json" and path.name not in names:
                 path.unlink()
-        write_text(out / FAILURES, "".join(map(_line, failures)))
-        write_text(out / EXCLUDED, "".join(map(_line, excluded)))
+        write_text(out / FAILURES, "".join(_line(row, row.key in scanned) for row in failures))
+        write_text(out / EXCLUDED, "".join(_line(row, False) for row in excluded))
         manifest.save(out)
 
 
-def _line(row: Failure | Exclusion) -> str:
-    """One line of a shared list: no path, none of its words, nothing that the reason quotes."""
-    reason = scrub(_QUOTED.sub("<value>", row.reason), words_of(row.path))
+def _line(row: Failure | Exclusion, quotes: bool) -> str:
+    """One line of a shared list: no path, none of its words, nothing that a scan `quotes`."""
+    reason = scrub(_QUOTED.sub("<value>", row.reason) if quotes else row.reason, words_of(row.path))
     line = {"key": row.key, "dataset": row.dataset, "reason": reason}
     return json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n"

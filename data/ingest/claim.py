@@ -10,6 +10,7 @@ from typing import Any
 
 from ..atomic import sweep, write_json
 from ..collection import Collection
+from ..curate.curation import Curation
 from ..errors import ShardError
 from ..locks import locked
 from ..privacy import salt_fingerprint
@@ -22,7 +23,11 @@ BUILD = "build.json"
 
 
 def identity_of(
-    collection: Collection, shard_bytes: int, profile: str, keep_held_out: bool
+    collection: Collection,
+    shard_bytes: int,
+    profile: str,
+    keep_held_out: bool,
+    curation: Curation | None = None,
 ) -> dict[str, Any]:
     """What a folder of shards is bound to by its first build. Raises ConfigError for an unknown profile."""
     return {
@@ -32,6 +37,7 @@ def identity_of(
         "shard_bytes": int(shard_bytes),
         "profile": check_profile(profile),
         "keep_held_out": bool(keep_held_out),
+        "curation": None if curation is None else curation.digest,
     }
 
 

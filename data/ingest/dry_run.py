@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from ..collection import Collection, Scan, scan
+from ..curate.curation import NOT_CURATED, Curation
 from ..errors import CollectionError
 from ..layouts.base import Progress, Source
+from ..privacy import key_of
 from ..sample import Record
 from .build import BY_RULE, HELD_OUT, held_out_sets, in_order
 from .claim import check_identity, identity_of
@@ -102,6 +104,7 @@ def dry_run(
     shard_bytes: int,
     profile: str = "small",
     keep_held_out: bool = False,
+    curation: Path | None = None,
     progress: Progress | None = None,
 ) -> DryRun:
     """Plan a build; the arguments are those of `build`.
@@ -110,7 +113,8 @@ def dry_run(
         ShardError: the folder `out` belongs to something else, as `build` would say.
     """
     out = Path(out)
-    known = check_identity(out, identity_of(collection, shard_bytes, profile, keep_held_out))
+    curated = Curation.load(curation, collection.name, collection.salt) if curation else None
+    known = check_identity(out, identity_of(collection, shard_bytes, profile, keep_held_out, curated))
     rows, found = _scanned(collection, progress)
     how = {"salt": collection.salt, "shard_bytes": shard_bytes, "profile": profile}
     hashing, held = _hashing(found, out if known and not keep_held_out else None, how)
@@ -120,6 +124,7 @@ def dry_run(
     done = {unit.name for unit in units if known and held is not None and finished(out, unit, mend=False)}
     for unit in units:
         _count_unit(rows[unit.source.dataset], unit, unit.name in done)
+        _count_left_out(rows[unit.source.dataset], unit, curated, collection.salt)
     samples: dict[str, list[tuple[Source, Record]]] = {}
     for source, record in pairs:
         samples.setdefault(source.dataset, []).append((source, record))
@@ -180,6 +185,19 @@ def _count_unit(row: SourcePlan, unit: Unit, done: bool) -> None:
     row.units += 1
     row.done += done
     row.done_bytes += size if done else 0
+
+
+def _count_left_out(row: SourcePlan, unit: Unit, curated: Curation | None, salt: bytes) -> None:
+    """Records that the curation drops, or does not know; their bytes stay in the estimate."""
+    if curated is None:
+        return
+    keys = [key_of(salt, record.dataset, record.name) for record in unit.records]
+    decisions = curated.of(keys)
+    dropped = sum(row.drops_all for row in decisions.values())
+    row.excluded += dropped
+    row.records -= dropped + len(keys) - len(decisions)
+    if unknown := len(keys) - len(decisions):
+        row.refused[NOT_CURATED] = row.refused.get(NOT_CURATED, 0) + unknown
 
 
 def _measure(row: SourcePlan, records: Sequence[tuple[Source, Record]], profile: str) -> None:

@@ -12,6 +12,7 @@ from ..groups import add_commands
 # name -> one line of help; the module has the name of the sub-command. In order of work.
 COMMANDS: dict[str, str] = {
     "fetch": "download, verify and unpack a public dataset, and write its collection",
+    "curate": "find copies, near copies, held-out relatives and faults: curation.json and contact sheets",
     "agreement": "measure how far annotators agree, and find annotations that do not fit: a page and JSON",
 }
 

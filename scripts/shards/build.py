@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", default="small", choices=("small", "fast"), help="small files, or fast to decode"
     )
+    parser.add_argument(
+        "--curation", type=Path, metavar="FILE", help="follow this curation.json (`medloom data curate`)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument(
         "--all-refused", action="store_true", help="print the path of every refused file, not of the first 20"
@@ -55,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--json belongs to --dry-run; a build's own JSON is manifest.json")
     collection = Collection.load(find_config("collections", arguments.collection), root=arguments.root)
     how: dict[str, Any] = {"shard_bytes": arguments.shard_mb << 20, "profile": arguments.profile}
+    how["curation"] = arguments.curation
     if arguments.dry_run:
         return _dry_run(collection, arguments, how)
     memory = int(arguments.memory_gb * 1e9) if arguments.memory_gb else int(SHARE * free_memory())
