@@ -7,7 +7,7 @@ take geometry and rescaling from their functional groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,8 +62,20 @@ def _plane(name: str, dataset: Any, array: np.ndarray, index: int, frames: int) 
         orientation=orientation,
         spacing=spacing,
         thickness=thickness,
-        order=(fields.integer(dataset, "InstanceNumber") or 0, index),
+        order=(fields.integer(dataset, "InstanceNumber") or 0, *_dimensions(dataset, index), index),
     )
+
+
+def _dimensions(dataset: Any, index: int) -> tuple[int, ...]:
+    """Place of a frame along the object's own dimensions (stack, position, time, echo), in its own order.
+
+    Frames may be stored in any order; which of two at one position came first only this says.
+    """
+    group = functional_group(dataset, index, "FrameContentSequence")
+    values = fields.value(group, "DimensionIndexValues") if group is not None else None
+    if values is None:
+        return ()
+    return tuple(int(value) for value in (values if isinstance(values, Iterable) else [values]))
 
 
 def _pixels(name: str, dataset: Any, frame: np.ndarray | None = None) -> np.ndarray:

@@ -263,6 +263,33 @@ def test_enhanced_objects_take_geometry_and_rescale_from_their_groups(
     assert np.allclose(image.affine, expected.affine) and image.spacing == expected.spacing
 
 
+def test_times_of_an_enhanced_object_go_by_its_dimensions_and_not_by_storage(
+    tmp_path: Path, make, save, volume
+) -> None:
+    array = volume((2, 4, 6, 7))  # time, slice
+    stored = [(1, 0), (0, 2), (0, 0), (1, 3), (1, 2), (0, 1), (0, 3), (1, 1)]
+    frames = []
+    for time, slot in stored:
+        frame, place, content = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = [-10, 20, 30 + 2.5 * slot]
+        content.DimensionIndexValues = [1, slot + 1, time + 1]
+        frame.PlanePositionSequence, frame.FrameContentSequence = Sequence([place]), Sequence([content])
+        frames.append(frame)
+    shared, turn, measures = Dataset(), Dataset(), Dataset()
+    turn.ImageOrientationPatient, measures.PixelSpacing = list(AXIAL), [0.7, 1.1]
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = Sequence([turn]), Sequence([measures])
+    dataset = make(
+        np.stack([array[time, slot] for time, slot in stored]),
+        PerFrameFunctionalGroupsSequence=Sequence(frames),
+        SharedFunctionalGroupsSequence=Sequence([shared]),
+    )
+    path = save(tmp_path / "a.dcm", dataset)
+    (image,) = read([path])
+    assert np.array_equal(image.array, array[:, :, ::-1, ::-1])  # RAS+: rows and columns run backwards
+    first, second = read([path], fourth_axis="frames")
+    assert np.array_equal(first.array, image.array[:1]) and np.array_equal(second.array, image.array[1:])
+
+
 def test_reconstructed_nuclear_medicine_is_a_volume(tmp_path: Path, make, save, volume) -> None:
     detector = Dataset()
     detector.ImagePositionPatient, detector.ImageOrientationPatient = [0, 0, 0], list(AXIAL)
