@@ -49,11 +49,15 @@ def statement(
     held_out = encoder.get("held_out") or {}
     not_checked = [str(item) for item in held_out.get("not_checked") or []]
     seen = [s for s in training.get("sources") or [] if s.get("dataset") in {record.dataset, *record.related}]
-    # Only the source's own splits have names that a collection knows: a split that was drawn here, and that
-    # of a relative, are other cases under the same word.
-    named = {record.dataset: split} if record.split.rule == "declared" else {}
+    # A collection holds out by the source's own words: a `test` that was drawn here may lie in its `train`,
+    # and that of a relative is other cases.
+    own = {case.meta.get("split") for case in cases} or {split}
     rules = held_out.get("rules") or []
-    exposed = [s["dataset"] for s in seen if not _held_out(rules, s["dataset"], named.get(s["dataset"]))]
+    exposed = [
+        s["dataset"]
+        for s in seen
+        if not _held_out(rules, s["dataset"], own if s["dataset"] == record.dataset else None)
+    ]
     among = ", ".join(s["dataset"] for s in seen)
     checks = [f"training sources of the encoder: {among or 'neither the dataset nor a relative'} among them"]
     if exposed:
@@ -104,13 +108,10 @@ def pretraining_shards(encoder_source: str, encoder: Mapping[str, Any]) -> Path 
         return None
 
 
-def _held_out(rules: Sequence[Mapping[str, Any]], dataset: str, split: str | None) -> bool:
-    """Whether a rule of the collection keeps this split of the dataset (None: all of it) from training."""
-    for rule in rules:
-        splits = rule.get("splits") or []
-        if rule.get("dataset") == dataset and (not splits or split in splits):
-            return True
-    return False
+def _held_out(rules: Sequence[Mapping[str, Any]], dataset: str, splits: set[str | None] | None) -> bool:
+    """Whether the rules of the collection keep these splits of the dataset (None: all) from training."""
+    mine = [set(rule.get("splits") or []) for rule in rules if rule.get("dataset") == dataset]
+    return set() in mine or (splits is not None and bool(mine) and splits <= set.union(*mine))
 
 
 def _overlap(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+import re
+from pathlib import Path, PurePosixPath
 
 import pytest
 from medloom.data.catalog import load
@@ -15,6 +16,8 @@ MULTI = {name for name, facts in CATALOG.medmnist.items() if "multi-label" in fa
 SINGLE = sorted(set(CATALOG.medmnist) - MULTI)
 SHIPPED = {path.stem for path in CONFIGS.glob("tasks/*.yaml")}
 
+PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+
 
 def record(name: str) -> TaskRecord:
     return load_config(name, ["encoder=x"]).task
@@ -24,6 +27,14 @@ def test_there_is_a_record_of_every_task_that_a_kind_can_express() -> None:
     assert set(CATALOG.msd) | set(SINGLE) <= SHIPPED
     assert {"chestmnist"} == MULTI
     assert not MULTI & SHIPPED
+
+
+def test_the_page_lists_every_record_with_its_tolerance() -> None:
+    table = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`([\w-]+)`", " ".join(row.split("|")[1] for row in table))) == SHIPPED
+    for name, facts in CATALOG.msd.items():
+        row = next(row for row in table if f"`{name}`" in row)
+        assert row.endswith(f"| {facts.nsd_tolerance_mm:g} mm |") and f"| {facts.n_train} |" in row
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG.msd))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from medloom.data.errors import CheckpointError, ConfigError
+from medloom.data.shards.reader import SampleRef
 from medloom.finetune.data import Case
 from medloom.finetune.evaluation import evaluate
 from medloom.finetune.leakage import statement
@@ -192,12 +193,20 @@ def test_the_leakage_statement(facts: dict[str, Any], status: str) -> None:
     assert found["statement"].endswith(".")
 
 
-def test_a_split_that_is_drawn_here_is_not_held_out_by_the_name_of_the_sources_own() -> None:
-    """The Decathlon's `test` has no labels; a record's test cases are drawn from its `train`."""
-    facts = encoder(["mine"], [{"dataset": "mine", "splits": ["test"]}])
-    assert statement(record("by_subject"), facts, [])["status"] == "leaked"
-    facts = encoder(["mine"], [{"dataset": "mine", "splits": []}])
-    assert statement(record("by_subject"), facts, [])["status"] == "clean"
+@pytest.mark.parametrize(
+    ("held_out", "status"),
+    [(["test"], "leaked"), (["val", "test"], "leaked"), (["train"], "clean"), ([], "clean")],
+)
+def test_what_is_held_out_are_the_splits_that_the_source_says_the_cases_are_in(
+    held_out: list[str], status: str
+) -> None:
+    """The Decathlon's own `test` has no labels; a record's test cases are drawn from its `train`."""
+    facts = encoder(["mine"], [{"dataset": "mine", "splits": held_out}])
+    drawn = Case(SampleRef(0, 0), {"key": "mine-1", "subject": "s", "split": "train"})
+    assert statement(record("by_subject"), facts, [drawn])["status"] == status
+    if held_out:
+        facts = encoder(["mine"], [{"dataset": "mine", "splits": [word]} for word in held_out])
+        assert statement(record("by_subject"), facts, [drawn])["status"] == status
 
 
 def test_shared_pixels_are_found_in_the_pretraining_shards(
