@@ -77,6 +77,8 @@ def scan(
         if options.masks and header.modality == _MASKS[options.masks]:
             for uid in header.references:
                 masks.setdefault(uid, []).append(path)
+        elif header.is_empty:
+            found.append(Refusal(name, path, "an image without rows and columns; cut short? copy it again"))
         elif not header.is_image:
             others[header.modality if header.modality in dicom.NOT_PICTURES else "other"] += 1
         elif _is_slice(header):

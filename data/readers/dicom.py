@@ -64,6 +64,12 @@ class Header:
         """Whether the object is a picture: it has pixels and is no segmentation, dose, report or plan."""
         return self.rows > 0 and self.cols > 0 and self.modality not in NOT_PICTURES
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the class is one of images and there are no rows or columns: the file is cut short."""
+        images = pydicom.uid.UID(self.sop_class_uid).name.endswith("Image Storage")
+        return images and self.modality not in NOT_PICTURES and not self.is_image
+
 
 def matches(head: bytes) -> bool:
     """Whether the first 512 bytes of a file carry DICOM's preamble."""

@@ -72,7 +72,7 @@ def read(paths: Sequence[Path], *, fourth_axis: str = "channels") -> list[Image]
         raise ReadError(f"{path.name}: {error}; convert it") from error
     except UnidentifiedImageError as error:
         raise ReadError(
-            f"{path.name}: not a picture of a known kind, expected one of {SUFFIXES}; check it"
+            f"{path.name}: not a picture of a known kind, expected {', '.join(SUFFIXES)}; check it"
         ) from error
     except Exception as error:  # decoders raise many kinds on damaged data; all mean the same to the user
         raise ReadError(
