@@ -182,10 +182,10 @@ def _checked(call: Any, *arguments: Any, name: str = "") -> Any:
             return call(*arguments)
     except (ReadError, MemoryError):
         raise
-    except Exception as error:  # tifffile, zarr and the codecs raise many kinds
-        line = messages.line(error)
+    except Exception as error:  # tifffile, zarr and the codecs raise many kinds, and quote what they read
+        kind = type(error).__name__
         raise ReadError(
-            f"{name}: not a slide, truncated or corrupt ({line}); copy or download it again"
+            f"{name}: not a slide, truncated or corrupt ({kind}); copy or download it again"
         ) from error
 
 

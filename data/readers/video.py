@@ -79,8 +79,7 @@ def frames_of(source: str | IO[bytes], name: str, given: Given) -> Iterator[Imag
         except (ReadError, MemoryError):
             raise
         except Exception as error:  # every codec raises its own kinds
-            line = messages.line(error)
-            raise ReadError(f"{name}: {_BROKEN} (after {found} frames: {line})") from error
+            raise ReadError(f"{name}: {_BROKEN} (after {found} frames: {_said(error)})") from error
     if not found:
         raise ReadError(f"{name}: a video without frames; {_BROKEN}")
 
@@ -103,8 +102,9 @@ def _opened(source: str | IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
         try:
             container = av.open(source, metadata_errors="ignore")
         except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-            line = messages.line(error)
-            raise ReadError(f"{name}: not a video that can be opened, or {_BROKEN} ({line})") from error
+            raise ReadError(
+                f"{name}: not a video that can be opened, or {_BROKEN} ({_said(error)})"
+            ) from error
     with container:
         streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
         if not streams:
@@ -112,6 +112,11 @@ def _opened(source: str | IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
         streams[0].codec_context.options = {"err_detect": "crccheck"}
         streams[0].codec_context.thread_count = 1  # a build has a process a core
         yield container, streams[0]
+
+
+def _said(error: Exception) -> str:
+    """FFmpeg's own word for an error, without the path that it adds; the kind of any other."""
+    return str(getattr(error, "strerror", None) or type(error).__name__)
 
 
 def _seconds(container: Any, stream: Any) -> float | None:

@@ -177,7 +177,7 @@ def test_a_slide_of_ten_billion_pixels_is_read_in_little_memory(tmp_path: Path) 
     )
     count, first, last = map(int, done.stdout.split())
     assert count == 60
-    assert last < 1_000_000 and last - first < 60_000  # KiB; the slide is 30,000,000
+    assert last < 1_000_000 and last - first < 200_000  # KiB; the slide is 30,000,000
 
 
 def test_a_reader_that_is_left_early_has_decoded_little(tmp_path: Path) -> None:
