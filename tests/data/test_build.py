@@ -124,7 +124,9 @@ def test_an_unexpected_fault_of_a_decoder_is_listed_too(collection, tmp_path, mo
 
     monkeypatch.setattr(ingest, "each", fails_once)
     result = build(collection, tmp_path / "out")
-    assert [failure.reason for failure in result.failures] == ["IndexError: list index out of range"]
+    (reason,) = [failure.reason for failure in result.failures]
+    # Its message may quote the file: where it was raised says as much to who mends it.
+    assert reason.startswith("IndexError at test_build.py:") and "out of range" not in reason
     assert result.manifest.count == 15
 
 
