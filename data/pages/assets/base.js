@@ -3,7 +3,8 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const UNKNOWN = "?"; // value of a facet that is not known
 const byId = (id) => document.getElementById(id);
-const number = (value) => value.toLocaleString("en-US");
+const format = new Intl.NumberFormat("en-US");
+const number = (value) => format.format(value);
 const plural = (count, what) => `${number(count)} ${what}${count === 1 ? "" : "s"}`;
 
 const ENTITIES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };

@@ -13,6 +13,7 @@ class CatalogIndex {
     this.facets = data.facets; // [{key, label, values: [{value, label}]}]
     this.codes = this.facets.map((facet) => new Map(facet.values.map((entry, code) => [entry.value, code])));
     this.rows.forEach((row) => this.prepare(row));
+    this.rows.sort(byName); // once: what is found comes out in this order
     this.byId = new Map(this.rows.map((row) => [row.id, row]));
   }
 
@@ -80,12 +81,12 @@ class CatalogIndex {
 
   sorted(rows, sort, queried) {
     const ways = {
-      name: byName,
       newest: (a, b) => (b.year || 0) - (a.year || 0) || byName(a, b),
       oldest: (a, b) => (a.year || 9999) - (b.year || 9999) || byName(a, b),
       largest: (a, b) => (b.count || 0) - (a.count || 0) || byName(a, b),
-      match: queried ? (a, b) => b.score - a.score || byRow(a, b) : byName,
+      match: queried ? (a, b) => b.score - a.score || byRow(a, b) : null,
     };
-    return rows.sort(ways[sort] || ways.match);
+    const way = sort === "name" ? null : (ways[sort] ?? ways.match);
+    return way ? rows.sort(way) : rows;
   }
 }

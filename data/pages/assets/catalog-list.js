@@ -1,7 +1,8 @@
 // The list of what was found and the facets beside it. Rows are made as the reader scrolls: the cost of a
 // change is that of the first screen, whatever the number of rows.
 
-const FIRST = 60;
+const FIRST = 26; // rows of a change: a screen
+const NEXT = 60;
 const SHORT = 8; // values of a facet before "more"
 
 class ResultList {
@@ -11,7 +12,7 @@ class ResultList {
     this.more = byId("more");
     this.found = [];
     this.shown = 0;
-    new IntersectionObserver((seen) => seen[0].isIntersecting && this.extend(), { rootMargin: "1200px" }).observe(this.more);
+    new IntersectionObserver((seen) => this.near(seen.at(-1).isIntersecting), { rootMargin: "1200px" }).observe(this.more);
     this.more.addEventListener("click", () => this.extend());
   }
 
@@ -24,9 +25,15 @@ class ResultList {
     this.extend();
   }
 
+  /** The end of the list is near, or no longer: more rows when the page has nothing else to do. */
+  near(isNear) {
+    const later = window.requestIdleCallback || ((work) => setTimeout(work, 50));
+    if (isNear) later(() => this.extend());
+  }
+
   extend() {
     if (this.shown >= this.found.length && this.shown) return;
-    const next = this.found.slice(this.shown, this.shown + FIRST);
+    const next = this.found.slice(this.shown, this.shown + (this.shown ? NEXT : FIRST));
     this.body.insertAdjacentHTML("beforeend", next.map((row) => this.row(row)).join(""));
     this.shown += next.length;
     const left = this.found.length - this.shown;
@@ -41,12 +48,11 @@ class ResultList {
   }
 
   row(row) {
-    const cell = (css, label, text) =>
-      text ? `<span class="${css}"><span class="unseen">${label}: </span>${text}</span>` : `<span class="${css} unknown"><span class="unseen">${label} not known</span></span>`;
+    const cell = (css, text) => `<span class="${css}${text ? "" : " unknown"}">${text}</span>`;
     const size = row.count ? `${number(row.count)} ${esc(row.unit || "")}` : "";
     return `<li><a href="#/dataset/${encodeURIComponent(row.id)}" class="row"><span class="name"><b>${this.name(row.name)}</b>&nbsp;${basisMark(row.basis)}</span>
-${cell("modality", "Modality", said(row, "modality"))}${cell("organ", "Organ", said(row, "organ"))}${cell("task", "Task", said(row, "task"))}
-${cell("count", "Size", size)}${cell("licence", "Licence", esc(row.licence || ""))}${cell("access", "Access", said(row, "access"))}${cell("year", "Year", row.year || "")}</a></li>`;
+${cell("modality", said(row, "modality"))}${cell("organ", said(row, "organ"))}${cell("task", said(row, "task"))}
+${cell("count", size)}${cell("licence", esc(row.licence || ""))}${cell("access", said(row, "access"))}${cell("year", row.year || "")}</a></li>`;
   }
 
   /** Move the focus by `step` rows; from outside the list to its first row. */
@@ -132,6 +138,7 @@ class Facets {
     if (all) {
       const open = all.getAttribute("aria-expanded") !== "true";
       all.setAttribute("aria-expanded", String(open));
+      all.parentElement.classList.toggle("open", open);
       all.textContent = open ? "fewer" : `all ${all.parentElement.querySelectorAll(".value").length}`;
     }
     const bar = event.target.closest(".bar");
@@ -167,17 +174,20 @@ class Facets {
   value(input, count, on) {
     if (input.checked !== on) input.checked = on;
     const label = input.parentElement;
-    const text = number(count);
-    if (label.lastElementChild.textContent !== text) label.lastElementChild.textContent = text;
+    if (input.count !== count) label.lastElementChild.textContent = number(count);
+    input.count = count;
     label.classList.toggle("none", count === 0 && !on);
     label.classList.toggle("on", on);
   }
 
   bar(button, count, share, on) {
     button.firstElementChild.style.height = count ? `${Math.max(4, share * 100)}%` : "0";
+    if (button.count !== count) {
+      button.title = `${button.dataset.value}: ${plural(count, "dataset")}`;
+      button.setAttribute("aria-label", button.title);
+    }
+    button.count = count;
     button.setAttribute("aria-pressed", String(on));
-    button.title = `${button.dataset.value}: ${plural(count, "dataset")}`;
-    button.setAttribute("aria-label", button.title);
     button.classList.toggle("on", on);
   }
 

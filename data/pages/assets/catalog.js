@@ -180,3 +180,4 @@ class Page {
 
 const page = new Page();
 document.documentElement.dataset.ready = "1";
+performance.mark("shown");

@@ -112,3 +112,4 @@ class Gallery {
 
 const gallery = new Gallery();
 document.documentElement.dataset.ready = "1";
+performance.mark("shown");
