@@ -17,6 +17,9 @@ from ..errors import ReadError
 from . import dicom_fields as fields
 from .dicom_series import Plane
 
+# All else that decoding raises is the file's fault. A panic of a plug-in in Rust (RLE) is no Exception.
+_PASSED_ON = (ReadError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit)
+
 
 def planes_of(name: str, dataset: Any) -> list[Plane]:
     """Decoded planes of one file: one, or one a frame."""
@@ -32,9 +35,9 @@ def frame_planes(name: str, dataset: Any, indices: Sequence[int]) -> Iterator[Pl
         try:
             with fields.quiet():
                 array = next(decoded)
-        except MemoryError:
+        except _PASSED_ON:
             raise
-        except Exception as error:  # every decoder plug-in raises its own kinds
+        except BaseException as error:  # every decoder plug-in raises its own kinds
             line = fields.line(error, dataset)
             raise ReadError(f"{name}: frame {index} cannot be decoded ({line}); copy it again") from error
         yield _plane(name, dataset, _pixels(name, dataset, array)[0], index, frames)
@@ -92,9 +95,9 @@ def _pixels(name: str, dataset: Any, frame: np.ndarray | None = None) -> np.ndar
             array = (array >> 8).astype(np.uint8) if array.dtype.itemsize == 2 else array
         elif "ModalityLUTSequence" in dataset:
             array = apply_modality_lut(array, dataset)
-    except (ReadError, MemoryError):
+    except _PASSED_ON:
         raise
-    except Exception as error:  # every decoder plug-in raises its own kinds
+    except BaseException as error:  # every decoder plug-in raises its own kinds
         line = fields.line(error, dataset)
         raise ReadError(f"{name}: pixels cannot be decoded ({line}); copy it again") from error
     coloured = photometric == "PALETTE COLOR" or fields.count(dataset, "SamplesPerPixel") > 1

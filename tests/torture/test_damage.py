@@ -138,7 +138,7 @@ def changed(data: bytes, changes: list[tuple[str, float, int, int]], head: bool)
     return bytes(result)
 
 
-@pytest.mark.parametrize("family", ["nifti", "dicom", "syntax", "png", "jpeg", "tiff"])
+@pytest.mark.parametrize("family", ["nifti", "dicom", "syntax", "png", "jpeg", "tiff", "others"])
 def test_no_change_of_a_file_ends_the_process(family: str, tmp_path: Path, reader: ReaderProcess) -> None:
     forms = members(family)
     originals: dict[str, tuple[list[Path], Path, bytes]] = {}
@@ -164,6 +164,7 @@ def members(family: str) -> list[Form]:
         "nifti": ("nifti", "pair", "type", "slope", "qform", "sform", "four", "two", "one"),
         "dicom": ("series", "pixels", "loop", "enhanced", "file", "slice"),
         "syntax": ("syntax", "frame"),
+        "others": ("meta", "nrrd", "array", "video"),
         "png": ("png", "gif", "bmp", "webp", "pgm"),
     }.get(family, (family,))
     found = [form for form in SOUND if form.name.startswith(starts)]

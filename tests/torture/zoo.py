@@ -8,6 +8,7 @@ from . import (
     forms_dicom_pixels,
     forms_dicom_syntaxes,
     forms_nifti,
+    forms_others,
     forms_picture,
     forms_tiff,
 )
@@ -21,5 +22,6 @@ MODULES = (
     forms_dicom_syntaxes,
     forms_picture,
     forms_tiff,
+    forms_others,
 )
 FORMS: list[Form] = [form for module in MODULES for form in module.FORMS]
