@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import ReadError
 from ..sample import Given, Image
@@ -67,7 +67,7 @@ class Header:
     @property
     def is_empty(self) -> bool:
         """Whether the class is one of images and there are no rows or columns: the file is cut short."""
-        images = pydicom.uid.UID(self.sop_class_uid).name.endswith("Image Storage")
+        images = UID(self.sop_class_uid).name.endswith("Image Storage")
         return images and self.modality not in NOT_PICTURES and not self.is_image
 
 
