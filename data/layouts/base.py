@@ -238,7 +238,7 @@ def readable(path: Path) -> str | None:
         if archive.split(path)[1]:
             return None if archive.stat(path)[0] else "member is empty (0 bytes)"
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a NUL in the name
         return "file is missing"
     if not stat.S_ISREG(status.st_mode):
         return "is not a file"

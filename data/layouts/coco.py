@@ -81,7 +81,7 @@ def scan(
             try:
                 name = pictures.find(_file_name(image), near)
                 at = pictures.paths[name]
-                shapes = _shapes(by_image.get(image.get("id"), []), categories, image, marks)
+                shapes = _shapes(by_image.get(_identifier(image), []), categories, image, marks)
                 record = record_of(source, name, at, pattern, split=split, shapes=shapes)
             except CollectionError as error:
                 yield Refusal(name, at, str(error))
@@ -145,25 +145,40 @@ def _read(path: Path) -> dict[str, Any]:
     return facts
 
 
+def _list(facts: dict[str, Any], key: str, name: str) -> list[Any]:
+    said = facts.get(key) or []
+    if not isinstance(said, list):
+        raise CollectionError(f"{name}: `{key}` is not a list; export it again")
+    return said
+
+
 def _categories(facts: dict[str, Any], name: str) -> dict[int, dict[str, Any]]:
     found = {}
-    for category in facts.get("categories") or []:
+    for category in _list(facts, "categories", name):
         if not isinstance(category, dict) or not isinstance(category.get("id"), int):
             raise CollectionError(f"{name}: category {str(category)[:60]} has no whole number as its id")
-        found[category["id"]] = {**category, "name": str(category.get("name", category["id"]))}
+        points = category.get("keypoints")
+        known = {"name": str(category.get("name", category["id"])), "keypoints": points}
+        found[category["id"]] = known if isinstance(points, list) else known | {"keypoints": []}
     return found
 
 
 def _by_image(facts: dict[str, Any], path: Path) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
     """Annotations of each image's id, with their number among its own."""
     found: dict[Any, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
-    ids = {image.get("id") for image in facts["images"] if isinstance(image, dict)}
-    for entry in facts.get("annotations") or []:
-        if not isinstance(entry, dict) or entry.get("image_id") not in ids:
+    ids = {_identifier(image) for image in facts["images"]}
+    for entry in _list(facts, "annotations", str(path)):
+        number = _identifier(entry, "image_id")
+        if number is None or number not in ids:
             raise CollectionError(f"{path}: annotation {str(entry)[:60]} is of no image that is listed")
-        mine = found[entry["image_id"]]
+        mine = found[number]
         mine.append((len(mine), entry))
     return found
+
+
+def _identifier(entry: Any, key: str = "id") -> int | str | None:
+    number = entry.get(key) if isinstance(entry, dict) else None
+    return number if isinstance(number, int | str) else None
 
 
 def _shapes(
@@ -175,9 +190,10 @@ def _shapes(
     """Shapes of one picture. Raises CollectionError."""
     shapes: list[Shape] = []
     for group, entry in entries:
-        category = categories.get(entry.get("category_id"))  # type: ignore[arg-type]
+        number = entry.get("category_id")
+        category = categories.get(number) if isinstance(number, int) else None
         if category is None:
-            raise CollectionError(f"category {entry.get('category_id')} is not among `categories`")
+            raise CollectionError(f"category {str(number)[:20]} is not among `categories`")
         label = category["name"]
         if entry.get("bbox"):
             x, y, width, height = numbers(entry["bbox"], f"bbox of {label}", 4)
@@ -216,7 +232,7 @@ def _key_points(entry: dict[str, Any], category: dict[str, Any], group: int, mar
     said = entry.get("keypoints")
     if not said:
         return []
-    names = category.get("keypoints") or []
+    names = category["keypoints"]
     values = numbers(said, f"keypoints of {category['name']}", 3 * len(names) if names else None)
     if len(values) % 3:
         raise CollectionError(f"keypoints of {category['name']}: {len(values)} numbers, expected triples")

@@ -9,7 +9,7 @@ the options, from data.yaml (any YAML with `names` in the root), or from classes
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -56,7 +56,7 @@ def scan(
     texts = dict(pictures.others if options.images is None else Pictures(root).others)
     config = _config(root, texts)
     names = _names(root, options, config, texts)
-    splits = _splits(root, config)
+    splits = _splits(pictures.paths, config)
     found = 0
     for name, path in counted(list(pictures.paths.items()), source.dataset, progress):
         labels = texts.get(_beside_images(name)) or texts.get(_without_suffix(name) + ".txt")
@@ -193,7 +193,7 @@ def _names(root: Path, options: Options, config: dict[str, Any], texts: dict[str
     return names
 
 
-def _splits(root: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
+def _splits(pictures: Iterable[str], config: dict[str, Any]) -> list[tuple[str, str]]:
     """(folder, split) of the YAML's `train`, `val` and `test`, the longest folder first."""
     base = str(config.get("path") or "").replace("\\", "/")
     found = []
@@ -203,7 +203,7 @@ def _splits(root: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
             text = str(entry).replace("\\", "/")
             for place in (f"{base}/{text}", text, text.replace("../", "")):  # Roboflow's are one level off
                 folder = normal(place)
-                if folder != "." and (root / folder).is_dir():
+                if any(name.startswith(f"{folder}/") for name in pictures):
                     found.append((f"{folder}/", split))
                     break
     return sorted(found, key=lambda pair: -len(pair[0]))

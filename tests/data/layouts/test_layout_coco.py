@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from collections.abc import Callable
@@ -205,3 +206,28 @@ def test_boxes_reach_the_shards(tmp_path: Path, stored: Callable) -> None:
     (sample,) = stored("coco", tmp_path, modality="endoscopy")
     (shape,) = sample.meta["shapes"]
     assert (shape["kind"], shape["label"], shape["points"]) == ("box", "polyp", [[3.0, 2.0], [8.0, 6.0]])
+
+
+def test_real_nuclei_as_run_lengths_draw_the_same_label_map(
+    realdata: Path, tmp_path: Path, stored: Callable
+) -> None:
+    """Every nucleus of an instance map is an annotation of its own; drawn again they are the map, not 0."""
+    root = realdata / "micro_nuclei_dsb2018"
+    rows = [row for row in csv.DictReader((root / "manifest.csv").open()) if row["mask"]][:4]
+    images, annotations, expected = [], [], []
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.png").symlink_to(root / row["file"])
+        instances = np.asarray(Pillow.open(root / row["mask"]))
+        expected.append(instances > 0)
+        images.append(image(number, f"{number}.png", height=instances.shape[0], width=instances.shape[1]))
+        for nucleus in np.unique(instances[instances > 0]).tolist():
+            flat = np.r_[False, (instances == nucleus).T.ravel(), False].astype(int)
+            edges = np.flatnonzero(np.diff(flat))
+            counts = np.diff(np.r_[0, edges, instances.size]).tolist()
+            size = list(instances.shape)
+            annotations.append(on(number, segmentation={"size": size, "counts": counts}, iscrowd=1))
+    write(tmp_path / "all.json", images, annotations, [{"id": 1, "name": "nucleus"}])
+    samples = stored("coco", tmp_path, modality="microscopy", masks_from="polygons")
+    assert len(samples) == 4
+    for sample, mask in zip(samples, expected, strict=True):
+        np.testing.assert_array_equal(sample.mask, mask)
