@@ -57,3 +57,16 @@ def test_build_with_a_profile_and_then_a_dry_run(collection, tmp_path, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["sources"][0]["done"] == plan["sources"][0]["units"] == 1
     assert plan["to_write"] == [0, 0, 0]
+
+
+def test_refused_files_are_named_on_the_terminal_only(collection, tmp_path, capsys):
+    for number in range(25):
+        (tmp_path / "in" / f"erika-{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    command = ["shards", "build", str(collection), "--out", str(tmp_path / "out"), "--workers", "0"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("erika-") == 20 and "and 5 more" in printed.out
+    assert "erika" not in printed.err and "refused: <file>" in printed.err
+    assert "erika" not in (tmp_path / "out" / "failures.jsonl").read_text()
+    assert main([*command, "--all-refused"]) == 0
+    assert capsys.readouterr().out.count("erika-") == 25
