@@ -71,9 +71,10 @@ def _sheet(result: Result, rule: str, chosen: Sequence[Finding], count: int, pat
             tile = Image.fromarray(_tile(result.table, image))
             sheet.paste(tile, (left + place * (_TILE + 2), top))
         for line, text in enumerate(_caption(result, finding)):
-            pen.text(
-                (left, top + _TILE + 2 + line * _LINE), text, (_BRIGHT, _DIM, _DIM)[line], font=_font(11)
-            )
+            font, shade = _font(11), _BRIGHT if line == 0 else _DIM
+            while font.getlength(text) > width - _GAP:
+                text = text[:-2] + "…"
+            pen.text((left, top + _TILE + 2 + line * _LINE), text, shade, font=font)
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")
     return path
