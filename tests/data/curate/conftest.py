@@ -56,8 +56,8 @@ def collection(tmp_path: Path) -> Callable[..., Collection]:
                 rows.append(f"{path.name},{subject},{split.partition(':')[0]}")
             (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
             blocks.append(
-                f"  - {{dataset: {dataset}, layout: table, root: {dataset}, modality: x-ray, licence: CC0-1.0, "
-                "options: {subject: subject, split: split}}"
+                f"  - {{dataset: {dataset}, layout: table, root: {dataset}, modality: x-ray, "
+                "licence: CC0-1.0, options: {subject: subject, split: split}}"
             )
         path = tmp_path / "collection.yaml"
         head = f"""
