@@ -2,7 +2,7 @@
 
 `pathmnist.npz::train_images.npy::17.npy` is the eighteenth image, an NPY file of its own to every reader, so
 that units, keys, stat and memory bounds see single images. A deflated member cannot be read at random; it is
-inflated once a process from end to end, which also verifies its checksum (about 3 s a GB), and the state of
+inflated once a process from end to end, which also verifies its checksum (3 to 5 s a GB), and the state of
 the decoder is kept every 32 MiB (45 kB each), so that a row costs the inflation of 16 MiB on average, and
 nothing more than itself when rows are read in order. No row is returned from a member that is damaged.
 """
