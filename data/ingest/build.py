@@ -154,7 +154,7 @@ def _build(
     manifest = Manifest(
         name=collection.name,
         sources=tuple(_sources(collection, receipts)),
-        build=how | {"keep_held_out": keep} | ({"curation": curated.digest} if curated else {}),
+        build=how | {"keep_held_out": keep, "curation": identity["curation"]},
         salt_fingerprint=identity["salt_fingerprint"],
         held_out=_held_out(collection.held_out, hashing, excluded, keep),
         failures=len(failures),
