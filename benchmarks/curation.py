@@ -37,11 +37,8 @@ from .injected import COPIES_2D, COPIES_3D, FAULTS, picture
 from .limits import host
 
 SALT = "a-salt-for-benchmarks"
-FAMILIES_2D, FAMILIES_3D, FAULTY = (
-    20,
-    40,
-    20,
-)  # originals a dataset, volumes in all, faults a dataset and rule
+FAMILIES_2D, FAMILIES_3D = 20, 40  # originals a dataset, volumes in all
+FAULTY = 8  # faults a dataset and rule
 JUDGED = (
     "xray_chest_pneumonia",
     "derm_ham10000",

@@ -146,8 +146,13 @@ def negative(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 255 - eight_bit(array)
 
 
-def foreign(rng: np.random.Generator) -> np.ndarray:
-    """A crop of a photograph (scikit-learn's two), or a chart."""
+def foreign(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A crop of a photograph (scikit-learn's two) or a chart, of the image's size and number of channels."""
+    shown = picture(_foreign(rng)).resize((array.shape[2], array.shape[1]), Pillow.Resampling.BILINEAR)
+    return planes(shown if array.shape[0] == 3 else shown.convert("L"))
+
+
+def _foreign(rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.5:
         from sklearn.datasets import load_sample_image
 
@@ -166,5 +171,5 @@ def foreign(rng: np.random.Generator) -> np.ndarray:
 
 FAULTS: dict[str, Change] = {
     "blank": blank, "truncated": cut_off, "text": lettered, "inverted": negative,
-    "outlier": lambda array, rng: foreign(rng),
+    "outlier": foreign,
 }  # fmt: skip

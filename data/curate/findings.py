@@ -51,7 +51,7 @@ class Thresholds:
     spacing_factor: float = 4.0  # times larger or smaller than the median of its dataset
     text_characters: float = 6.0  # in lines of four and more
     inverted: float = -0.4  # correlation with the median picture of its dataset
-    outlier: float = 8.0  # robust deviations of the distance from its dataset
+    outlier: float = 10.0  # robust deviations of the distance from its dataset
 
     def changed(self, words: Mapping[str, str]) -> Thresholds:
         """With some of them replaced. Raises ConfigError for an unknown name or what is not a number."""

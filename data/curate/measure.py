@@ -28,8 +28,8 @@ from .thumbs import SIDE_2D, SIDE_3D, planes_of, thumb_of
 VERSION = f"{hashes.VERSION}.{quality.VERSION}"
 
 NUMBERS = (
-    "mode", "entropy", "structure", "band", "edges", "low", "high", "aspect", "colour", "characters",
-    "body_edge", "extent_low", "extent_high", "spacing_low", "spacing_high",
+    "mode", "entropy", "structure", "band", "edges", "low", "high", "aspect", "colour", "red", "blue",
+    "characters", "body_edge", "extent_low", "extent_high", "spacing_low", "spacing_high",
 )  # fmt: skip
 SHAPES = {"2d": (SIDE_2D, SIDE_2D), "3d": (SIDE_3D,) * 3, "planes": (3, SIDE_2D, SIDE_2D)}
 

@@ -31,11 +31,12 @@ def measure(array: np.ndarray, modality: Modality | str, spacing: Sequence[float
 
     Returns:
         "mode": share of the most frequent value; "entropy": bits of 64 grey levels; "structure": share of
-        the variance that is left at thumbnail size, noise removed; "band": largest share of empty lines at
-        one end of an axis, less that at the other; "characters" (pictures), "colour": share of coloured
-        pixels, "body_edge": share of body on the fullest side of a CT's field of view; "extent_low",
-        "extent_high", "spacing_low", "spacing_high": mm; "edges": mean slope of the thumbnail; "low",
-        "high": 0.5th and 99.5th percentile; "aspect": height to width.
+        the variance that is left at thumbnail size, noise removed; "band": largest share of empty lines
+        at one end of an axis, less that at the other; "edges": mean slope of the thumbnail; "low",
+        "high": 0.5th and 99.5th percentile; "aspect": height to width. Of pictures "characters"; of
+        colour pictures "colour": share of coloured pixels, "red" and "blue": how much brighter than
+        green, as shares of the range. Of CT "body_edge": share of body on the fullest side of the field
+        of view. With a spacing, in mm: "extent_low", "extent_high", "spacing_low", "spacing_high".
     """
     step = max(1, math.ceil((array[0].size / SAMPLED) ** (1 / (array.ndim - 1))))
     values = array[(slice(None), *(slice(None, None, step),) * (array.ndim - 1))].astype(np.float32)
@@ -55,6 +56,8 @@ def measure(array: np.ndarray, modality: Modality | str, spacing: Sequence[float
     if array.shape[0] == 3 and array.ndim == 3:
         spread = values.max(axis=0) - values.min(axis=0)
         found["colour"] = float((spread > _COLOURED * span).mean()) if span > 0 else 0.0
+        red, green, blue = (float(values[channel].mean()) / max(span, 1e-6) for channel in range(3))
+        found |= {"red": red - green, "blue": blue - green}
     if array.ndim == 3:
         found["characters"] = text.characters(array)
     elif modality in (Modality.CT, Modality.CBCT) and array.min() < BODY_HU:

@@ -19,8 +19,10 @@ LEAST = 30  # images of a kind from which it is known what it looks like
 _TEMPLATE = 1000
 _CELLS = 8  # an axis of the grid on which thumbnails are described
 _BLOCK = 4096
-_DESCRIBING = ("mode", "entropy", "structure", "edges", "colour", "aspect")
+_DESCRIBING = ("mode", "entropy", "structure", "edges", "colour", "red", "blue", "aspect")
 _MAD = 1.4826  # median deviations of a normal distribution to its standard deviation
+_FARTHEST = 12.0  # deviations of one number that count; beyond, all are equally strange
+_LEAST_SPREAD = 0.02  # of a number: that all pictures but three are grey makes a coloured mark no outlier
 _LIKE_MANY = 0.5  # median correlation with the template from which a kind has one look
 
 
@@ -114,22 +116,28 @@ def _coarse(thumbs: np.ndarray) -> np.ndarray:
 def strangeness(numbers: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """How far each image lies from its kind, in robust deviations of that distance, [N].
 
-    The distance joins robust deviations of the numbers [N, n] with what the kind's ten main components leave
-    of the thumbnail [N, c]: a picture of another kind is not made of them.
+    The distance is Mahalanobis' over robust deviations of the numbers [N, n] and of what the kind's ten main
+    components leave of the thumbnail [N, c]: a picture of another kind is not made of them. The covariance is
+    that of the 75 % of images that are nearest to the medians.
     """
-    deviations = np.stack([_deviations(column) for column in numbers.T], axis=1)
     centred = cells - np.median(cells, axis=0)
     usual = np.linalg.norm(centred, axis=1)
     core = centred[usual <= np.percentile(usual, 95)]
     _, _, axes = np.linalg.svd(core[:: max(1, len(core) // _TEMPLATE)], full_matrices=False)
-    left = centred - centred @ axes[:10].T @ axes[:10]
-    distance = np.sqrt((deviations**2).mean(axis=1) + _deviations(np.linalg.norm(left, axis=1)) ** 2)
-    return np.maximum(_deviations(np.log1p(distance)), 0)
+    left = np.linalg.norm(centred - centred @ axes[:10].T @ axes[:10], axis=1)
+    columns = np.stack([_deviations(column, _LEAST_SPREAD) for column in (*numbers.T, left)], axis=1)
+    columns = np.clip(columns, -_FARTHEST, _FARTHEST)
+    size = np.linalg.norm(columns, axis=1)
+    near = columns[size <= np.percentile(size, 75)]
+    covariance = np.cov(near.T) + 0.1 * np.eye(columns.shape[1])  # numbers that never vary must not decide
+    centred = columns - near.mean(axis=0)
+    squares = np.einsum("ij,jk,ik->i", centred, np.linalg.inv(covariance), centred)
+    return np.maximum(_deviations(np.sqrt(np.maximum(squares, 0))), 0)
 
 
-def _deviations(values: np.ndarray) -> np.ndarray:
+def _deviations(values: np.ndarray, least: float = 1e-6) -> np.ndarray:
     middle, spread = _robust(values)
-    return (values - middle) / spread
+    return (values - middle) / max(spread, least)
 
 
 def _robust(values: np.ndarray) -> tuple[float, float]:

@@ -1,9 +1,10 @@
 """How much looks like lettering in a picture: characters of one colour and height, in a row on one baseline.
 
-Burnt-in names and dates are what must not leave a hospital. This is a suspicion, not a reading: strokes that
-stand out from their surroundings and have one colour are cut into connected shapes, and shapes of a letter's
-proportions count when at least four of them stand in a row. Letters that touch, handwriting, and letters on a
-ground as bright as they are stay unseen; rulers of dashes may count. 20 ms for 500 x 500 pixels.
+Burnt-in names and dates are what must not leave a hospital. This is a suspicion, not a reading: thin
+strokes (a morphological top-hat, Serra 1982, Image Analysis and Mathematical Morphology, chapter XII) are
+cut into connected shapes, and shapes of one colour and a letter's proportions count when at least four of
+them stand in a row. Letters that touch, letters below 8 pixels, handwriting, and letters hardly brighter
+than their ground stay unseen. 8 ms for 256 x 256 pixels, 40 ms for 500 x 500.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import numpy as np
 
 IN_A_ROW = 4  # characters that make a line
 _HEIGHTS = (5, 64)  # pixels
-_STANDS_OUT = 0.3  # of the picture's range, against the surroundings
+_STROKE = 7  # pixels; wider strokes are found in the picture at half size
+_STANDS_OUT = 0.2  # of the picture's range
 _ONE_COLOUR = 0.12  # of the picture's range: spread of the brightness in the inside of a character
-_MOST_PIXELS = 1600  # of the longer side; larger pictures are looked at every second pixel
+_HALVED = 400  # pixels of the longer side from which a picture is also looked at at half size
+_MOST_PIXELS = 1600  # of the longer side; of larger pictures every second pixel is looked at
 _MOST_SHAPES = 20_000  # more are texture
 
 
@@ -29,18 +32,23 @@ def characters(array: np.ndarray) -> int:
     if high <= low or min(values.shape[1:]) < 3 * _HEIGHTS[0]:
         return 0
     values = (values - low) / (high - low)
-    return max(
-        _lettering(values.max(axis=0)), _lettering(1 - values.min(axis=0))
-    )  # bright letters, dark ones
+    planes = [values.max(axis=0), 1 - values.min(axis=0)]  # bright letters of any colour, dark ones
+    if len(values) == 3:
+        planes += [values.min(axis=0), 1 - values.max(axis=0)]  # white and black ones on coloured ground
+    count = max(_lettering(plane) for plane in planes)
+    if max(values.shape[1:]) >= _HALVED:
+        even = values[:, : values.shape[1] // 2 * 2, : values.shape[2] // 2 * 2]
+        half = even.reshape(len(even), even.shape[1] // 2, 2, -1, 2).mean(axis=(2, 4))
+        count = max(count, _lettering(half.max(axis=0)), _lettering(1 - half.min(axis=0)))
+    return count
 
 
 def _lettering(plane: np.ndarray) -> int:
     """Bright characters of [H, W]."""
-    from scipy.ndimage import find_objects, label, uniform_filter
+    from scipy.ndimage import find_objects, grey_opening, label
 
-    labels, found = cast(
-        tuple[np.ndarray, int], label(plane - uniform_filter(plane, 31) > _STANDS_OUT, np.ones((3, 3)))
-    )
+    strokes = plane - grey_opening(plane, size=(_STROKE, _STROKE))
+    labels, found = cast(tuple[np.ndarray, int], label(strokes > _STANDS_OUT, np.ones((3, 3))))
     if not IN_A_ROW <= found <= _MOST_SHAPES:
         return 0
     boxes = []
