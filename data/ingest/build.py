@@ -11,7 +11,8 @@ Nothing in the folder or the log names a person or a file: failures carry salted
 
 Held-out images are kept out three ways: by rule (dataset, split), by subject inside the dataset, and by the
 hash of the decoded pixels against every held-out image, whatever dataset a copy hides in. The price: held-out
-images are decoded once. Copies that were scaled or compressed again are not found this way.
+images are decoded once. Copies that were scaled or compressed again are not found this way, but by a
+curation (curate/), whose decisions a build follows.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_an_empty_end_is_measured_on_both_sides(image):
 
 
 def test_a_ct_that_is_cut_by_its_field_of_view():
-    z, y, x = np.mgrid[-1:1:12j, -1:1:64j, -1:1:64j]
+    _, y, x = np.mgrid[-1:1:12j, -1:1:64j, -1:1:64j]
     body = np.where((x / 0.9) ** 2 + (y / 0.6) ** 2 < 1, 40, -1000).astype(np.int16)
     assert measure(body[None], "ct", (3, 1, 1))["body_edge"] == 0
     cut = measure(body[None, :, 12:52, 20:44], "ct", (3, 1, 1))["body_edge"]
