@@ -24,7 +24,9 @@ def commands(page: Path) -> list[str]:
 
 
 ALL = [(page.name, line) for page in PAGES for line in commands(page)]
-BY_HAND = commands(ROOT / "README.md")
+README = (ROOT / "README.md").read_text()
+BY_HAND = [line for line in commands(ROOT / "README.md") if line in README.split("## Public datasets")[0]]
+ABOUT_PUBLIC = [line for line in commands(ROOT / "README.md") if line not in BY_HAND]
 
 
 def words(line: str) -> list[str]:
@@ -64,6 +66,18 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("line", ABOUT_PUBLIC)
+def test_the_commands_on_public_datasets_run(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words(line)) == 0
+
+
+def test_the_readme_speaks_of_public_datasets() -> None:
+    assert {words(line)[0] for line in ABOUT_PUBLIC} == {"catalog"}
 
 
 @pytest.mark.slow
