@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     peers = arguments.peers or list(PEERS)
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "command": "python -m benchmarks.loader " + shlex.join(argv if argv is not None else sys.argv[1:]),
+        "command": _told(argv if argv is not None else sys.argv[1:]),
         "scale": scale, "workers": arguments.workers, "rounds": ROUNDS[scale], "host": host(),
         "versions": versions(), "load_before": _load(),
     }  # fmt: skip
@@ -72,6 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in write(result, arguments.out):
         _say(f"written: {path}")
     return 0
+
+
+def _told(argv: Sequence[str]) -> str:
+    """The command as somebody else would give it: without the folders of this machine."""
+    words = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        if word not in ("--work", "--out") and before not in ("--work", "--out"):
+            words.append("REALDATA" if before == "--real" else word)
+    return shlex.join(["python", "-m", "benchmarks.loader", *words])
 
 
 def _parser() -> argparse.ArgumentParser:

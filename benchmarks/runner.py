@@ -151,6 +151,7 @@ class _Held:
             self.folder.mkdir(parents=True)
             self.peer.prepare(material, self.folder)
             done.touch()
+        self.peer.ready(material)
         files = self.peer.files(material, self.folder)
         return {
             "prepare_s": time.perf_counter() - start,

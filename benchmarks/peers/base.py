@@ -66,6 +66,9 @@ class Peer:
     def prepare(self, material: Material, folder: Path) -> None:
         """Store the images in `folder`, once."""
 
+    def ready(self, material: Material) -> None:
+        """What only the benchmark needs (which name an image has); before anything is timed."""
+
     def batches(self, material: Material, folder: Path, load: Load) -> Iterator[Batch]:
         """Batches without an end."""
         raise NotImplementedError

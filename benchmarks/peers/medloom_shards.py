@@ -21,7 +21,7 @@ class Medloom(Peer):
     """`medloom shards build`, then `loader(Stream)`."""
 
     name = "medloom"
-    settings = "profile small (zstd 1), origins on the default grid of 32 voxels, default transport"
+    settings = "profile small (zstd), origins on the default grid of 32 voxels, default transport"
     profile = "small"
     snap = 32
 
@@ -39,15 +39,17 @@ class Medloom(Peer):
         shard = pictures if material.kind == "picture" else max(1, sum(sizes) // 2)
         build(collection(material), folder, shard_bytes=shard, **more)
 
+    def ready(self, material: Material) -> None:
+        self.names = names_of(material)  # keys are salted hashes: the whole collection is scanned for this
+
     def batches(self, material: Material, folder: Path, load: Load) -> Iterator[Batch]:
         from medloom.data.loader.loader import loader
 
-        names = names_of(material)
         if not load.decode:
             leave_out_decoding(blank(load))
         stream = stream_of(folder, material.kind, load, snap=self.snap)
         for batch in loader(stream, rank=0, world=1, start_step=0, steps=1 << 40):
-            yield batch["image"], [names[key] for key in batch["key"]]
+            yield batch["image"], [self.names[key] for key in batch["key"]]
 
     def files(self, material: Material, folder: Path) -> list[Path]:
         return sorted([*folder.glob("*.tar"), *folder.glob("*.idx")])
