@@ -25,9 +25,8 @@ from .base import (
     has_suffix,
     kind_of,
     parse_split,
-    readable,
+    record_of,
     stem_of,
-    subject_in,
     subject_pattern,
     walk,
 )
@@ -73,28 +72,16 @@ def scan(
                 raise CollectionError(f"{root / folders[0]}: {error}; or set split_folders: false") from error
             folders = folders[1:]
         own_masks = masks.get(_without_suffix(name), []) if masks else []
-        subject = subject_in(name, pattern)
-        reason = readable(path)
-        if reason is None and len(own_masks) > 1:
-            both = ", ".join(mask.name for mask in own_masks)
-            reason = f"has {len(own_masks)} masks ({both}); merge them into one label map"
-        if reason is None and not subject:
-            reason = f"options.subject_pattern {options.subject_pattern!r} does not match"
-        if reason is not None:
-            yield Refusal(name, path, reason)
+        try:
+            if len(own_masks) > 1:
+                both = ", ".join(mask.name for mask in own_masks)
+                raise CollectionError(f"has {len(own_masks)} masks ({both}); merge them into one label map")
+            known = {"labels": {"class": folders[0]} if folders else {}, "mask": (own_masks or [None])[0]}
+            record = record_of(source, name, path, pattern, split=split, **known)
+        except CollectionError as error:
+            yield Refusal(name, path, str(error))
             continue
-        yield Record(
-            dataset=source.dataset,
-            name=name,
-            subject=subject,
-            paths=(path,),
-            modality=source.modality,
-            organ=source.organ,
-            licence=source.licence,
-            split=split,
-            labels={"class": folders[0]} if folders else {},
-            mask=own_masks[0] if own_masks else None,
-        )
+        yield record
 
 
 def _sort_out(

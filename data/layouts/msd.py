@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import CollectionError
 from ..sample import Modality, Record, parse_modality
-from .base import Progress, Refusal, Source, counted, readable, subject_in, subject_pattern
+from .base import Progress, Refusal, Source, counted, readable, record_of, subject_pattern
 
 _SEQUENCE = re.compile(r"(t1|t2|pd|flair|adc|dwi|mp-?mri|mr)([^a-z]|w|gd|ce|$)")  # MSD names MR channels so
 
@@ -55,26 +55,14 @@ def scan(
         if PurePosixPath(name).name.startswith("._"):  # AppleDouble litter, listed by some tasks
             continue
         path, mask = root / name, root / mask_name if mask_name else None
-        subject = subject_in(name, pattern)
-        reason = readable(path)
-        if reason is None and mask is not None and (why := readable(mask)):
-            reason = f"mask {mask_name}: {why}"
-        if reason is None and not subject:
-            reason = f"options.subject_pattern {options.subject_pattern!r} does not match"
-        if reason is not None:
-            yield Refusal(name, path, reason)
+        try:
+            if mask is not None and (why := readable(mask)):
+                raise CollectionError(readable(path) or f"mask {mask_name}: {why}")
+            record = record_of(source, name, path, pattern, split=split, mask=mask)
+        except CollectionError as error:
+            yield Refusal(name, path, str(error))
             continue
-        yield Record(
-            dataset=source.dataset,
-            name=name,
-            subject=subject,
-            paths=(path,),
-            modality=source.modality,
-            organ=source.organ,
-            licence=source.licence,
-            split=split,
-            mask=mask,
-        )
+        yield record
 
 
 def _read(root: Path) -> dict[str, Any]:
