@@ -37,7 +37,7 @@ class Thresholds:
     """From which number on a rule finds something."""
 
     near_2d: float = 0.96  # agreement of registered thumbnails
-    near_3d: float = 0.95
+    near_3d: float = 0.97
     turned: float = 0.98
     blank_mode: float = 0.995  # share of one value
     blank_structure: float = 0.03  # share of the variance that is no noise
