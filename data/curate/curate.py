@@ -20,7 +20,7 @@ from typing import Any
 from ..atomic import sweep
 from ..catalog.load import load as load_catalog
 from ..collection import Collection, Failure, Scan, scan
-from ..ingest.build import executor, in_order
+from ..ingest.build import executor, in_order, work_through
 from ..ingest.claim import claimed
 from ..ingest.units import UNITS, HeldOutSets, Receipt, Unit, finished, plan, receipt_path
 from ..layouts.base import Source
@@ -146,15 +146,7 @@ def _measured(
         else:
             receipts[unit.name] = receipt
     todo = [unit for unit in units if unit.name not in receipts]
-    total = sum(len(unit.records) for unit in units)
-    done = total - sum(len(unit.records) for unit in todo)
-
-    def tell(records: int, name: str) -> None:
-        if progress is not None:
-            progress(done + records, total, f"look at images | {name}")
-
-    tell(0, "")
-    for receipt in run_all(todo, out, salt, HeldOutSets(), tell=tell):
+    for receipt in work_through(units, todo, "look at images", out, salt, HeldOutSets(), run_all, progress):
         receipts[receipt.unit] = receipt
     names = {unit.name for unit in units}
     sweep(out / UNITS)

@@ -183,6 +183,22 @@ def _run(
         log.warning("%s: %d of %d units changed since the last build", out, len(todo), len(units))
         (out / MANIFEST).unlink()  # until the build is finished again, the folder is not for reading
     stage = "hash held-out images" if units and units[0].name.startswith(HELD_OUT) else "store images"
+    for receipt in work_through(units, todo, stage, out, salt, held, run_all, progress):
+        receipts[receipt.unit] = receipt
+    return [(unit, receipt) for unit in units if (receipt := receipts[unit.name]) is not None]
+
+
+def work_through(
+    units: list[Unit],
+    todo: list[Unit],
+    stage: str,
+    out: Path,
+    salt: bytes,
+    held: HeldOutSets,
+    run_all: RunAll,
+    progress: Progress | None,
+) -> Iterator[Receipt]:
+    """Yield the receipts of the units `todo` as they are done; `progress` counts records of all `units`."""
     total = sum(len(unit.records) for unit in units)
     done = total - sum(len(unit.records) for unit in todo)
 
@@ -191,9 +207,7 @@ def _run(
             progress(done + records, total, f"{stage} | {name}")
 
     tell(0, "")
-    for receipt in run_all(todo, out, salt, held, tell=tell):
-        receipts[receipt.unit] = receipt
-    return [(unit, receipt) for unit in units if (receipt := receipts[unit.name]) is not None]
+    yield from run_all(todo, out, salt, held, tell=tell)
 
 
 def with_decisions(units: list[Unit], curated: Curation | None, salt: bytes) -> list[Unit]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CollectionError, ConfigError, ReadError, nearest
 from ..sample import Modality, Record, parse_modality
-from .base import Progress, Refusal, Source, counted, has_suffix, kind_of, walk
+from .base import Progress, Refusal, Source, as_it_is, counted, has_suffix, kind_of, walk
 
 if TYPE_CHECKING:
     from ..readers.dicom import Header
@@ -47,9 +47,7 @@ class Options:
             raise ConfigError(f"subject: unknown {self.subject!r}{nearest(self.subject, _SUBJECTS)}")
 
 
-def describe(source: Source) -> Source:
-    """Headers are per series: the source as it is."""
-    return source
+describe = as_it_is  # headers are per series
 
 
 def scan(

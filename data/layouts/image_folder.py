@@ -21,6 +21,7 @@ from .base import (
     Progress,
     Refusal,
     Source,
+    as_it_is,
     counted,
     has_suffix,
     kind_of,
@@ -43,9 +44,7 @@ class Options:
     mask_suffix: str | None = None  # e.g. _mask: a_mask.png is the mask of a.png
 
 
-def describe(source: Source) -> Source:
-    """Folders say nothing beyond the labels: the source as it is."""
-    return source
+describe = as_it_is  # folders say nothing beyond the labels
 
 
 def scan(

@@ -14,7 +14,7 @@ from ..errors import CollectionError, ReadError
 from ..interop import archive
 from ..interop.litdata import Chunk, layout_of
 from ..sample import Record
-from .base import Progress, Refusal, Source, counted, subject_pattern
+from .base import Progress, Refusal, Source, as_it_is, counted, subject_pattern
 from .members import Converter, Group, MemberOptions
 
 
@@ -23,9 +23,7 @@ class Options(MemberOptions):
     """Keys of `options` in a source of layout litdata; names of leaves are dotted."""
 
 
-def describe(source: Source) -> Source:
-    """An index says nothing of modality or classes: the source as it is."""
-    return source
+describe = as_it_is  # an index says nothing of modality or classes
 
 
 def scan(

@@ -24,7 +24,7 @@ from typing import Any
 from ..errors import CollectionError, ConfigError, nearest
 from ..sample import Given, Record, parse_modality, parse_organ
 from .annotators import one_record_each
-from .base import Progress, Refusal, Source, compiled, counted, parse_split, readable
+from .base import Progress, Refusal, Source, as_it_is, compiled, counted, parse_split, readable
 
 _TEMPLATE = re.compile(r"\{([^{}]+)\}")
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
@@ -77,9 +77,7 @@ class Options:
             raise ConfigError(f"path_pattern: {self.path_pattern!r} has no named group; write (?P<name>...)")
 
 
-def describe(source: Source) -> Source:
-    """A table speaks of rows only: the source as it is."""
-    return source
+describe = as_it_is  # a table speaks of rows only
 
 
 def scan(

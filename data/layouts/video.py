@@ -18,6 +18,7 @@ from .base import (
     Progress,
     Refusal,
     Source,
+    as_it_is,
     counted,
     has_suffix,
     parse_split,
@@ -44,9 +45,7 @@ class Options:
             raise ConfigError(f"most: {self.most} frames; give how many of a file are kept, 0 for all")
 
 
-def describe(source: Source) -> Source:
-    """Folders say nothing beyond the labels: the source as it is."""
-    return source
+describe = as_it_is  # folders say nothing beyond the labels
 
 
 def scan(

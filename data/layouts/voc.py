@@ -16,7 +16,18 @@ from pathlib import Path
 
 from ..errors import CollectionError, ConfigError
 from ..sample import Record, Shape
-from .base import SPLITS, Progress, Refusal, Source, counted, has_suffix, record_of, stem_of, subject_pattern
+from .base import (
+    SPLITS,
+    Progress,
+    Refusal,
+    Source,
+    as_it_is,
+    counted,
+    has_suffix,
+    record_of,
+    stem_of,
+    subject_pattern,
+)
 from .marks import Marks, Pictures, numbers, split_in
 
 logger = logging.getLogger(__name__)
@@ -37,9 +48,7 @@ class Options:
             raise ConfigError(f"first_pixel: {self.first_pixel}; the first pixel of a row is number 0 or 1")
 
 
-def describe(source: Source) -> Source:
-    """Each XML speaks of its own picture: the source as it is."""
-    return source
+describe = as_it_is  # each XML speaks of its own picture
 
 
 def scan(

@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import CollectionError, ReadError
 from ..interop import archive
 from ..sample import Record
-from .base import Progress, Refusal, Source, counted, has_suffix, subject_pattern, walk
+from .base import Progress, Refusal, Source, as_it_is, counted, has_suffix, subject_pattern, walk
 from .members import Converter, Group, MemberOptions
 
 LARGEST_FIELD = 4 << 20  # bytes of a .json, .cls or .txt member
@@ -33,9 +33,7 @@ class Options(MemberOptions):
     shards: list[str] = field(default_factory=list)  # globs or braces below the root; empty: every tar
 
 
-def describe(source: Source) -> Source:
-    """Shards say nothing beyond their samples: the source as it is."""
-    return source
+describe = as_it_is  # shards say nothing beyond their samples
 
 
 def scan(

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from ..errors import CollectionError
 from ..sample import Record, Shape
-from .base import Progress, Refusal, Source, counted, record_of, stem_of, subject_pattern
+from .base import Progress, Refusal, Source, as_it_is, counted, record_of, stem_of, subject_pattern
 from .marks import Marks, Pictures, check_kinds, normal, numbers, split_in
 
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt")
@@ -37,9 +37,7 @@ class Options:
         check_kinds(self.shapes)
 
 
-def describe(source: Source) -> Source:
-    """The names of the classes are those of shapes: the source as it is."""
-    return source
+describe = as_it_is  # the names of the classes are those of shapes
 
 
 def scan(

@@ -37,7 +37,7 @@ class OpenShard:
 
     def __init__(self, path: Path | str, index: Index, source: int | Fetch) -> None:
         self.path, self.index, self.source = path, index, source
-        self._ahead: tuple[int, bytes] | None = None  # offset and bytes of a JPEG that `meta` has fetched
+        self._ahead: dict[int, bytes] = {}  # offset -> members of the sample that `meta` has fetched last
 
     def __del__(self) -> None:
         if isinstance(self.source, int) and self.source >= 0:  # so that a forgotten `Shards` leaks nothing
@@ -47,14 +47,10 @@ class OpenShard:
     def meta(self, ordinal: int, *, ahead: bool = False) -> dict[str, Any]:
         """`key.json` of the sample; with `ahead` its JPEG is fetched too, for the read that follows."""
         rows = self._members(ordinal)
-        if not ahead or len(rows) < 2 or rows[1].kind != KIND_JPEG or rows[1].size > LONGEST_AHEAD:
-            return orjson.loads(self._bytes(rows[0]))
-        with self._naming(rows[0]):
-            text, picture = self._fetch(rows[:2])
-            self._ahead = (rows[1].offset, picture)
-            if checksum(text) != rows[0].crc:
-                raise ShardError(f"checksum differs; {DAMAGED}")
-            return orjson.loads(text)
+        if ahead and len(rows) > 1 and rows[1].kind == KIND_JPEG and rows[1].size <= LONGEST_AHEAD:
+            with self._naming(rows[0]):
+                self._ahead = dict(zip((r.offset for r in rows[:2]), self._fetch(rows[:2]), strict=True))
+        return orjson.loads(self._bytes(rows[0]))
 
     def jpeg(self, ordinal: int) -> bytes | None:
         """The JPEG as it is stored; None when the image is an array."""
@@ -132,10 +128,8 @@ class OpenShard:
 
     def _bytes(self, member: MemberRow) -> bytes:
         with self._naming(member):
-            fetched, self._ahead = self._ahead, None
-            if fetched is not None and fetched[0] == member.offset:
-                data = fetched[1]
-            else:
+            data = self._ahead.pop(member.offset, None)
+            if data is None:
                 (data,) = self._fetch([member])
             if checksum(data) != member.crc:
                 raise ShardError(f"checksum differs; {DAMAGED}")

@@ -18,66 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from medloom.data.errors import LoaderError, ShardError
 from medloom.data.loader import loader as loader_module
-from medloom.data.loader.batches import Canvas, stack
 from medloom.data.loader.loader import Loader
 from medloom.data.loader.parcels import BatchReader
+
+from .made import Made, all_same, batches, made, same
 
 # Workers that are not forked import torch anew, for seconds each: one test does all that they can do alone.
 CONTEXTS = pytest.mark.parametrize(
     "context", ["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"]
 )
-DTYPES = [np.uint8, np.uint16, np.int16, np.int32, np.float32]
-
-
-class Made:
-    """Samples that say which position they are, of mixed types and channels, one type a batch or several."""
-
-    def __init__(self, side: int = 20, fail_at: int | None = None) -> None:
-        self.side, self.fail_at = side, fail_at
-
-    def __getitems__(self, positions, place=None) -> list[dict]:
-        if self.fail_at in positions:
-            raise ShardError(f"position {self.fail_at} cannot be read: mend it")
-        return [self.sample(position) for position in positions]
-
-    def sample(self, position: int) -> dict:
-        rng = np.random.default_rng(position)
-        channels = 3 if position % 5 == 0 else 1
-        dtype = DTYPES[position // 7 % len(DTYPES)]
-        numbers = {n: rng.random(channels).astype(np.float32) for n in ("low", "high", "mean", "std")}
-        return numbers | {
-            "image": rng.integers(0, 99, (channels, self.side, self.side)).astype(dtype),
-            "spacing": rng.random(2).astype(np.float32), "modality": position % 3, "position": position,
-            "key": f"made-{position}", "replaced": [{"key": "x"}] if position % 11 == 0 else None,
-        }  # fmt: skip
-
-
-def batches(count: int, size: int = 4) -> list[list[int]]:
-    return [list(range(size * n, size * n + size)) for n in range(count)]
-
-
-def made(count: int, *, workers: int = 2, samples: Made | None = None, slot_bytes=4 * 3 * 400 * 4, **kwargs):
-    reader = BatchReader(samples or Made())
-    return Loader(reader, batches(count), slot_bytes=slot_bytes, workers=workers, **kwargs)
-
-
-def same(one: dict, other: dict) -> bool:
-    """The same names in the same order of types, and all values bit for bit."""
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        if isinstance(value, torch.Tensor):
-            if value.dtype != other[name].dtype or not torch.equal(value, other[name]):
-                return False
-        elif value != other[name]:
-            return False
-    return True
-
-
-def all_same(ones, others) -> bool:
-    return len(ones) == len(others) and all(map(same, ones, others))
 
 
 @pytest.fixture
@@ -231,19 +182,6 @@ def test_images_that_are_in_their_place_are_not_moved_and_others_join_them(size,
     got.close()
 
 
-def test_a_whole_batch_in_place_is_the_memory_itself():
-    memory = np.empty((2, 1, 3, 3), np.int16)
-    canvas = Canvas(2, lambda shape, dtype: memory)
-    samples = [{"image": canvas.place(row)((1, 3, 3), np.dtype(np.int16)), "position": row} for row in (0, 1)]
-    for sample in samples:
-        sample["image"][:] = sample["position"] + 5
-    assert stack(samples, lambda *_: pytest.fail("nothing else is needed"), canvas)["image"] is memory
-    assert canvas.place(1)((1, 3, 3), np.dtype(np.uint8)) is None
-    samples[1]["image"] = np.full((1, 3, 3), 9, np.int16)  # one that was read elsewhere
-    joined = stack(samples, lambda shape, dtype: memory, canvas)["image"]
-    assert joined.tolist() == np.stack([np.full((1, 3, 3), 5), np.full((1, 3, 3), 9)]).tolist()
-
-
 class Slow(Made):
     def __getitems__(self, positions, place=None):
         time.sleep(0.5)
@@ -280,7 +218,7 @@ def test_a_worker_that_ends_by_itself_is_named_with_its_status():
 TRAINING = """
 import os, sys, time
 sys.path[:0] = {path!r}
-from test_loader import made
+from made import made
 
 if __name__ == "__main__":
     got = made(10**6, context={context!r})

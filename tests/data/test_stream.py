@@ -11,7 +11,6 @@ import pytest
 import torch
 from medloom.data.errors import ConfigError, ShardError
 from medloom.data.ingest.preprocess import describe
-from medloom.data.loader.batches import collate, smallest_dtype
 from medloom.data.loader.loader import loader
 from medloom.data.sample import MODALITIES, Modality, Sample
 from medloom.data.shards.format import FORMAT_VERSION, META_KEYS
@@ -375,26 +374,6 @@ def test_reading_costs_what_the_crop_costs(folder, monkeypatch):
         read[str(side)] = total[0]
     assert read["64"] > 0
     assert read["128"] < 1.3 * read["64"]
-
-
-def test_collate_promotes_to_the_smallest_common_type():
-    kinds = {
-        name: np.dtype(name) for name in ("uint8", "int8", "uint16", "int16", "int32", "uint32", "float32")
-    }
-    assert smallest_dtype({kinds["uint8"], kinds["int16"]}) == np.int16
-    assert smallest_dtype({kinds["uint16"], kinds["int16"]}) == np.int32
-    assert smallest_dtype({kinds["int32"], kinds["float32"]}) == np.float32
-    assert smallest_dtype({kinds["int32"], kinds["uint32"]}) == np.float32
-    assert smallest_dtype({kinds["uint16"]}) == np.uint16
-    common = {"position": 0, "modality": 0, "key": "k", "spacing": np.ones(2, np.float32)}
-    numbers = {name: np.asarray([2.0], np.float32) for name in ("low", "high", "mean", "std")}
-    grey = common | numbers | {"image": np.full((1, 2, 2), 60000, np.uint16)}
-    colour = (
-        common | {n: v.repeat(3) for n, v in numbers.items()} | {"image": np.full((3, 2, 2), 200, np.uint8)}
-    )
-    batch = collate([grey, colour])
-    assert batch["image"].dtype == torch.uint16 and batch["image"].shape == (2, 3, 2, 2)
-    assert batch["image"][0].unique().tolist() == [60000] and batch["low"].shape == (2, 3)
 
 
 def test_workers_ignore_the_signals_of_a_preemption(folder):
