@@ -7,12 +7,12 @@ from typing import Any
 
 from ...data.config import polymorphic
 from ...data.errors import ConfigError, nearest
-from .base import Encoder, Features
+from .base import Encoder, Features, Hide
 from .convnet import ConvNet
 from .vit import ViT
 from .vit3d import ViT3D
 
-__all__ = ["ENCODERS", "Encoder", "Features", "build_encoder"]
+__all__ = ["ENCODERS", "Encoder", "Features", "Hide", "build_encoder"]
 
 ENCODERS: dict[str, type[Encoder]] = {"vit": ViT, "convnet": ConvNet, "vit3d": ViT3D}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -33,6 +33,13 @@ class Features:
     pyramid: list[Tensor] | None = None  # each [B, E_i, *grid_i]
 
 
+class Hide(NamedTuple):
+    """Tokens to be replaced behind the patch embedding, for objectives whose encoder sees all positions."""
+
+    mask: Tensor  # bool [B, N] over the token grid, True where the token is replaced
+    token: Tensor  # [1, 1, token_dim], what replaces it; positions are added to it as to any other token
+
+
 class Encoder(nn.Module):
     """Base of the encoders. Subclasses set the attributes below in their constructor."""
 
@@ -44,6 +51,9 @@ class Encoder(nn.Module):
     ndim: int  # spatial axes: 2 or 3
     in_channels: int
     supports_keep: bool = False  # True: `keep` computes visible tokens only
+    supports_hide: bool = False  # True: `hide` replaces tokens behind the patch embedding
+    convolutional: bool = False  # True: can run under `encoders.sparse.sparse`, hidden places left out
+    recompute: bool = False  # True: blocks are computed again in the backward pass, to save memory
     stem: str  # name of the weight [E, C, *kernel] that meets the input channels
     inner: str = ""  # prefix of our names that the artefact leaves out, so that a plain library reads it
 
@@ -56,16 +66,28 @@ class Encoder(nn.Module):
         """Numbers of spatial axes that the encoder takes."""
         return (self.ndim,)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False) -> Features:
+    @property
+    def token_dim(self) -> int:
+        """Channels of a token behind the patch embedding, where `hide` replaces it."""
+        return self.embed_dim
+
+    def patch_of(self, ndim: int) -> tuple[int, ...]:
+        """Pixels of one token of an image with `ndim` spatial axes."""
+        return self.patch_size
+
+    def forward(
+        self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False, hide: Hide | None = None
+    ) -> Features:
         """Encode images [B, C, *spatial], float, normalised.
 
         Args:
             x: spatial sizes must be multiples of `patch_size`.
             keep: int64 [B, K], the patches to compute; only where `supports_keep`.
             pyramid: also return `Features.pyramid`; not together with `keep`.
+            hide: tokens to replace; only where `supports_hide`, and not together with `keep`.
 
         Raises:
-            ConfigError: sizes or channels that do not fit, or keep where it is not supported.
+            ConfigError: sizes or channels that do not fit, keep or hide where it is not supported.
         """
         raise NotImplementedError
 
@@ -83,21 +105,25 @@ class Encoder(nn.Module):
     def grid(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """Token grid of an image of `spatial` pixels. Raises ConfigError when a side is not a multiple."""
         name = getattr(self.config, "name", type(self).__name__)
-        if len(spatial) != self.ndim:
+        if len(spatial) not in self.axes:
+            takes = " and ".join(f"{n}D" for n in self.axes)
             raise ConfigError(
-                f"encoder {name} takes {self.ndim}D images, but these have {len(spatial)} axes "
-                f"({'×'.join(map(str, spatial))}): choose a {len(spatial)}D encoder or a {self.ndim}D crop"
+                f"encoder {name} takes {takes} images, but these have {len(spatial)} axes "
+                f"({'×'.join(map(str, spatial))}): choose a {len(spatial)}D encoder or a {takes} crop"
             )
-        wrong = [s for s, p in zip(spatial, self.patch_size, strict=True) if s % p or s < p]
+        patch = self.patch_of(len(spatial))
+        wrong = [s for s, p in zip(spatial, patch, strict=True) if s % p or s < p]
         if wrong:
-            near = [max(p, round(s / p) * p) for s, p in zip(spatial, self.patch_size, strict=True)]
+            near = [max(p, round(s / p) * p) for s, p in zip(spatial, patch, strict=True)]
             raise ConfigError(
                 f"image of {'×'.join(map(str, spatial))} is not a multiple of the patch "
-                f"{'×'.join(map(str, self.patch_size))} of encoder {name}: crop {'×'.join(map(str, near))}"
+                f"{'×'.join(map(str, patch))} of encoder {name}: crop {'×'.join(map(str, near))}"
             )
-        return tuple(int(s) // p for s, p in zip(spatial, self.patch_size, strict=True))
+        return tuple(int(s) // p for s, p in zip(spatial, patch, strict=True))
 
-    def check(self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False) -> tuple[int, ...]:
+    def check(
+        self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False, hide: Hide | None = None
+    ) -> tuple[int, ...]:
         """Refuse what `forward` cannot take, and return the token grid."""
         grid = self.grid(x.shape[2:])
         if x.shape[1] != self.in_channels:
@@ -109,6 +135,10 @@ class Encoder(nn.Module):
             raise ConfigError(
                 f"encoder {self.config.name} cannot compute a part of the tokens: mask its input"
             )
+        if hide is not None and not self.supports_hide:
+            raise ConfigError(f"encoder {self.config.name} has no tokens to replace: blank its input")
+        if keep is not None and hide is not None:
+            raise ConfigError("keep leaves tokens out and hide replaces them: give one of them")
         if keep is not None and pyramid:
             raise ConfigError("a pyramid needs all tokens: leave out keep or pyramid")
         return grid

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .base import Batch, Objective, Output
+from .base import Batch, Facts, Objective, Output
 from .mae import MAE
 
-__all__ = ["OBJECTIVES", "Batch", "Objective", "Output"]
+__all__ = ["OBJECTIVES", "Batch", "Facts", "Objective", "Output"]
 
 OBJECTIVES: dict[str, type[Objective]] = {"mae": MAE}

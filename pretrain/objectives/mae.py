@@ -25,7 +25,7 @@ from ..encoders.positions import sincos
 from ..losses.reconstruction import masked_mse, normalise_patches
 from ..masks import Mask, block_keep
 from ..views import ViewConfig, random_view
-from .base import Batch, Objective, Output
+from .base import Batch, Facts, Objective, Output
 
 
 class MAE(Objective):
@@ -46,8 +46,16 @@ class MAE(Objective):
         # intensities stay, as they are the target. Where the side of the body is a label: view.flip=0.
         view: ViewConfig = field(default_factory=lambda: ViewConfig(affine=0.2, degrees=10.0, shift=0.0))
 
+    facts = Facts(
+        title="masked autoencoder",
+        paper="arXiv 2111.06377",
+        predicts="normalised pixels of hidden patches from the visible ones",
+        good_for="full fine-tuning, segmentation above all; frozen features are modest",
+        cost="0.4 with a transformer (a mask of 75 % and a light decoder), 1.2 with a convolutional network",
+    )
+
     def __init__(self, config: MAE.Config, encoder: Encoder) -> None:
-        super().__init__()
+        super().__init__(config, encoder)
         from timm.layers import trunc_normal_
         from timm.models.vision_transformer import Block
 
@@ -56,7 +64,6 @@ class MAE(Objective):
                 f"objective.decoder_dim {config.decoder_dim} is not a multiple of "
                 f"{config.decoder_heads} decoder_heads"
             )
-        self.config = config
         self.patch_size = tuple(encoder.patch_size)
         self.channels = encoder.in_channels
         dim = config.decoder_dim
