@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from medloom.data.errors import ConfigError
-from medloom.finetune.heads import Classifier, LinearClassifier, LinearSegmenter, Segmenter, stride_chain
+from medloom.finetune.heads import Classifier, LinearClassifier, LinearSegmenter, Segmenter
+from medloom.pretrain.decoders import stride_chain
 from medloom.pretrain.encoders import build_encoder
 
 VIT = {"name": "vit", "model": "vit_tiny_patch16_224", "depth": 2}
