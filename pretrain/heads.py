@@ -1,0 +1,80 @@
+"""Projection heads: what joint-embedding objectives put behind the pooled features and throw away.
+
+Batch norms of a head count the rows of all ranks, as SimCLR and MoCo v3 do: with the statistics of one rank
+a network can tell which rows share its batch and cheat at telling them apart, and a run on eight GPUs would
+not be the run on one. torch's SyncBatchNorm does the same on CUDA only; this one runs, and is tested, on
+CPU processes too. The price is two small collectives a norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import ranks
+
+Norm = Literal["none", "batch", "layer"]
+
+
+class RanksBatchNorm(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` over the rows [B, E] of all ranks, which must hold as many rows each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, E] -> [B, E] in the dtype of x; statistics in float32."""
+        if not self.training or ranks.world() == 1:
+            return super().forward(x)
+        rows = x.float()
+        mean = ranks.mean(rows.mean(dim=0))
+        variance = ranks.mean((rows - mean).square().mean(dim=0))
+        self._follow(mean.detach(), variance.detach(), ranks.world() * len(x))
+        out = (rows - mean) * torch.rsqrt(variance + self.eps)
+        return (out if self.weight is None else out * self.weight + self.bias).to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, rows: int) -> None:
+        """Running statistics, with the unbiased variance as torch keeps it."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * (rows / max(1, rows - 1)), momentum)
+
+
+def mlp(
+    dims: Sequence[int],
+    norm: Norm = "batch",
+    *,
+    last_norm: Norm = "none",
+    last_affine: bool = True,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """Linear layers dims[0] -> ... -> dims[-1], each but the last followed by a norm and an activation.
+
+    Args:
+        dims: widths, at least two; two are a single linear layer.
+        norm: behind each hidden layer; a layer before a batch norm has no bias, which it would take away.
+        last_norm: behind the last layer.
+        last_affine: False: the last norm only normalises, without weight and bias (MoCo v3).
+
+    Returns:
+        A module [B, dims[0]] -> [B, dims[-1]].
+    """
+    if len(dims) < 2:
+        raise ValueError(f"mlp needs the widths of its input and output, not {list(dims)}")
+    layers: list[nn.Module] = []
+    for i, (wide, out) in enumerate(pairwise(dims)):
+        last = i == len(dims) - 2
+        kind, affine = (last_norm, last_affine) if last else (norm, True)
+        layers.append(nn.Linear(wide, out, bias=kind != "batch"))
+        if kind == "batch":
+            layers.append(RanksBatchNorm(out, affine=affine))
+        elif kind == "layer":
+            layers.append(nn.LayerNorm(out, elementwise_affine=affine))
+        if not last:
+            layers.append(activation())
+    return nn.Sequential(*layers)
