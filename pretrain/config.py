@@ -15,6 +15,7 @@ from typing import Any
 from ..data.config import find_config, polymorphic, read_yaml, structured, to_dict
 from ..data.errors import ConfigError, nearest
 from ..data.stream.config import StreamConfig
+from .schedules import RATES
 
 STEPS = 100_000  # of a run that says neither steps nor epochs
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -31,14 +32,20 @@ FREE_ON_RESUME = (
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule: linear warm-up, then cosine."""
+    """Optimiser and schedules: linear warm-up, then cosine, unless said otherwise."""
 
-    base_lr: float = 1.5e-4  # learning rate at a global batch of 256; the peak is base_lr × batch / 256
+    name: str = "adamw"  # adamw | sgd (Nesterov)
+    base_lr: float = 1.5e-4  # learning rate at a global batch of 256
+    scaling: str = "linear"  # how it grows with the batch: linear | sqrt | none
+    schedule: str = "cosine"  # after the warm-up: cosine | poly (power 0.9) | constant
     min_lr: float = 0.0  # learning rate at the last step, absolute
     warmup_fraction: float = 0.05  # share of the steps
     weight_decay: float = 0.05  # not on biases, norms, position embeddings and tokens
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay_end: float | None = None  # at the last step, by a cosine; null: constant
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # of AdamW
+    momentum: float = 0.99  # of SGD
     layer_decay: float = 1.0  # factor on the rate for each layer further from the output; 1: none
+    stem_scale: float = 1.0  # factor on the rate of the encoder's first layer
     clip: float | None = 1.0  # largest global gradient norm; null: never clip
 
 
@@ -56,7 +63,8 @@ class TrainerConfig:
     strategy: str = "auto"  # auto: ddp when there are several ranks
     precision: str = "auto"  # auto: bf16-mixed on GPUs that have it, else 32-true
     accumulate: int = 1  # micro-batches an optimiser step; the global batch stays what data.batch_size says
-    compile: bool = False  # torch.compile of the encoder, in place
+    compile: bool = False  # torch.compile of the encoder (and its teacher), in place
+    recompute: bool = False  # gradient checkpointing: a third more arithmetic for a fraction of the memory
     log_every: int = 20  # steps
     checkpoint_every_steps: int = 1000
     checkpoint_every_minutes: float = 15.0  # also by the clock: what a killed job can lose
@@ -208,6 +216,8 @@ def _encoder_section(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _check(config: PretrainConfig) -> None:
+    from .optim import OPTIMISERS, SCALINGS
+
     trainer, optim = config.trainer, config.optim
     if config.resume and config.init_from:
         raise ConfigError(
@@ -236,6 +246,14 @@ def _check(config: PretrainConfig) -> None:
             raise ConfigError(f"{key} is {value}; it must be above 0")
     if not 0 <= optim.warmup_fraction < 1:
         raise ConfigError(f"optim.warmup_fraction is {optim.warmup_fraction}; a share from 0 to below 1")
+    for key, word, known in (
+        ("name", optim.name, OPTIMISERS), ("scaling", optim.scaling, tuple(SCALINGS)),
+        ("schedule", optim.schedule, RATES),
+    ):  # fmt: skip
+        if word not in known:
+            raise ConfigError(f"optim.{key} is {word!r}{nearest(word, known)}")
+    if not 0 < optim.stem_scale <= 1:
+        raise ConfigError(f"optim.stem_scale is {optim.stem_scale}; above 0, and 1 for none")
     if not 0 < optim.layer_decay <= 1:
         raise ConfigError(f"optim.layer_decay is {optim.layer_decay}; above 0, and 1 for none")
     if len(optim.betas) != 2:

@@ -23,11 +23,12 @@ from torch import Tensor
 from ..data.draws import stream_key
 from ..data.errors import MedloomError
 from ..data.stream.steps import StepPlan
+from . import ranks
 from .config import PretrainConfig
 from .encoders import Encoder
 from .objectives import Batch, Objective
-from .optim import adamw, param_groups, scaled_lr
-from .schedules import warmup_cosine
+from .optim import optimiser, param_groups, scaled_lr
+from .schedules import cosine, rate
 from .views import limits, to_float
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Window:
 
     def stacked(self) -> dict[str, Tensor]:
         """name -> float32 [steps] on the CPU, averaged over the ranks (a collective call)."""
-        return {name: mean_over_ranks(torch.stack(values)).cpu() for name, values in self.values.items()}
+        return {name: (ranks.total(torch.stack(v)) / ranks.world()).cpu() for name, v in self.values.items()}
 
     def close(self) -> dict[str, float]:
         """Mean of each term over steps and ranks; the window is empty afterwards (a collective call)."""
@@ -63,17 +64,6 @@ class Window:
         self.values = {name: list(values.to(device).unbind()) for name, values in stacked.items()}
 
 
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """Element-wise mean over the ranks; `values` itself in a single process."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return values
-    values = values.clone()
-    dist.all_reduce(values)
-    return values / dist.get_world_size()
-
-
 class PretrainModule(pl.LightningModule):
     """Encoder + objective under Lightning. One optimiser, automatic optimisation."""
 
@@ -82,11 +72,14 @@ class PretrainModule(pl.LightningModule):
         self.config = config
         self.encoder = encoder
         self.objective = objective
-        self.peak_rate, arithmetic = scaled_lr(config.optim.base_lr, config.data.step_samples)
+        self.peak_rate, arithmetic = scaled_lr(
+            config.optim.base_lr, config.data.step_samples, config.optim.scaling
+        )
         log.info(arithmetic)
         self.plan = StepPlan.of(config.data)
         self.window = Window()
         self.features: Tensor | None = None  # [B, E] of the last micro-batch on this rank
+        self.views: Tensor | None = None  # [V, B, E] of true views of the same images, where there are
         self.start_step = 0
         self.wait_seconds = self.work_seconds = 0.0  # since the last row; see Recorder
         self._idle_since: float | None = None
@@ -105,12 +98,14 @@ class PretrainModule(pl.LightningModule):
         torch.manual_seed(stream_key(self.config.seed, f"torch:{step}:{self.global_rank}:{micro}") >> 1)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.rate(step) * group.get("lr_scale", 1.0)
+            if group["name"].endswith("decay"):
+                group["weight_decay"] = self.weight_decay(step)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one micro-batch of this rank."""
         output = self.objective.step(self.prepared(batch), self.encoder)
         self.window.add({"loss": output.loss, **output.terms})
-        self.features = output.features
+        self.features, self.views = output.features, output.views
         self._unchecked.append((self.trainer.global_step, list(batch["key"]), output.loss.detach()))
         return output.loss
 
@@ -120,7 +115,8 @@ class PretrainModule(pl.LightningModule):
         return Batch(image=image, position=batch["position"], seed=self.config.data.seed,
                      modality=batch.get("modality"), spacing=batch.get("spacing"),
                      limits=limits(batch, self.encoder.in_channels),
-                     host_position=None if at is None else torch.from_numpy(at))  # fmt: skip
+                     host_position=None if at is None else torch.from_numpy(at),
+                     step=self.trainer.global_step, steps=self.config.steps)  # fmt: skip
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Start the clock of the data wait; runs after all callbacks, whose time is nobody's wait."""
@@ -134,21 +130,36 @@ class PretrainModule(pl.LightningModule):
     # ---- optimiser ------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over encoder and objective; the rate is set in `on_train_batch_start`."""
+        """One optimiser over encoder and objective; the rate is set in `on_train_batch_start`."""
         optim = self.config.optim
         groups = param_groups(
             self.encoder,
             self.objective.named_parameters(),
             weight_decay=optim.weight_decay,
             layer_decay=optim.layer_decay,
+            stem_scale=optim.stem_scale,
         )
-        return adamw(groups, lr=self.peak_rate, betas=optim.betas)
+        return optimiser(optim.name, groups, lr=self.peak_rate, betas=optim.betas, momentum=optim.momentum)
 
     def rate(self, step: int) -> float:
-        """Learning rate of optimiser step `step` (0 is the first): linear warm-up, then cosine."""
+        """Learning rate of optimiser step `step` (0 is the first): linear warm-up, then the schedule."""
         optim, steps = self.config.optim, self.config.steps
-        return warmup_cosine(step, steps=steps, warmup=round(optim.warmup_fraction * steps),
-                             peak=self.peak_rate, floor=optim.min_lr)  # fmt: skip
+        return rate(optim.schedule, step, steps=steps, warmup=round(optim.warmup_fraction * steps),
+                    peak=self.peak_rate, floor=optim.min_lr)  # fmt: skip
+
+    def weight_decay(self, step: int) -> float:
+        """Weight decay of optimiser step `step`."""
+        optim = self.config.optim
+        end = optim.weight_decay if optim.weight_decay_end is None else optim.weight_decay_end
+        return cosine(step, self.config.steps, optim.weight_decay, end)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """Update the weights, then what follows them."""
+        step = self.trainer.global_step  # Lightning counts this step only after the call
+        optimizer.step(closure=optimizer_closure)
+        self.objective.after_update(step, self.config.steps, self.encoder)
 
     def configure_gradient_clipping(
         self,
@@ -158,6 +169,7 @@ class PretrainModule(pl.LightningModule):
     ) -> None:
         """Clip the global norm and keep it for the row (also where nothing is clipped)."""
         clip = self.config.optim.clip
+        self.objective.before_update(self.trainer.global_step, self.config.steps, self.encoder)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), float("inf") if clip is None else clip)
         self.window.add({"grad_norm": norm})
         if not self.trainer.precision.startswith("16"):  # the loss scaler of float16 expects infinities

@@ -16,10 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.errors import ConfigError
+from ..data.errors import ConfigError, nearest
 from .encoders.base import Encoder
 
 REFERENCE_BATCH = 256
+OPTIMISERS = ("adamw", "sgd")
+
+# How the rate grows with the batch: linear (arXiv 1706.02677), by its root (which fits Adam's noise scale,
+# arXiv 2205.10287, and DINOv2's recipes), or not at all.
+SCALINGS: dict[str, float] = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
 # Last part of the names of learnt tokens and positions in timm's and our own networks.
 TOKENS = frozenset(
@@ -30,16 +35,28 @@ TOKENS = frozenset(
 )  # fmt: skip
 
 
-def scaled_lr(base_lr: float, global_batch: float) -> tuple[float, str]:
-    """Peak learning rate by the linear rule (arXiv 1706.02677), and the arithmetic as a line to print.
+def scaled_lr(base_lr: float, global_batch: float, scaling: str = "linear") -> tuple[float, str]:
+    """Peak learning rate for a batch, and the arithmetic as a line to print.
 
     Args:
         base_lr: rate at a global batch of 256.
         global_batch: samples an optimiser step, over all ranks and accumulation; the mean over shape classes.
+        scaling: a key of `SCALINGS`.
+
+    Raises:
+        ConfigError: an unknown scaling.
     """
-    lr = base_lr * global_batch / REFERENCE_BATCH
-    rule = f"lr = base_lr × batch / {REFERENCE_BATCH}"
-    return lr, f"{rule} = {base_lr:g} × {global_batch:g} / {REFERENCE_BATCH} = {lr:g}"
+    if scaling not in SCALINGS:
+        raise ConfigError(f"optim.scaling: unknown rule {scaling!r}{nearest(scaling, set(SCALINGS))}")
+    power = SCALINGS[scaling]
+    lr = base_lr * (global_batch / REFERENCE_BATCH) ** power
+    if not power:
+        return lr, f"lr = base_lr = {lr:g} (optim.scaling=none)"
+    if power == 1.0:
+        rule, numbers = f"batch / {REFERENCE_BATCH}", f"{global_batch:g} / {REFERENCE_BATCH}"
+    else:
+        rule, numbers = f"√(batch / {REFERENCE_BATCH})", f"√({global_batch:g} / {REFERENCE_BATCH})"
+    return lr, f"lr = base_lr × {rule} = {base_lr:g} × {numbers} = {lr:g}"
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -53,8 +70,11 @@ def param_groups(
     *,
     weight_decay: float,
     layer_decay: float = 1.0,
+    stem_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Optimiser groups, each with `params`, `weight_decay`, `lr_scale` and `name`.
+
+    A group whose weight decay may be scheduled has a name that ends in "decay".
 
     Every parameter that requires a gradient is in exactly one group; the order is that of depth, the same in
     each run, as optimiser states are saved by order.
@@ -62,21 +82,41 @@ def param_groups(
     Args:
         encoder: its `layer_groups` give the depth.
         others: named parameters that count as output: objective, head.
+        stem_scale: factor on the rate of the encoder's first layer (DINOv2 slows the patch embedding down).
 
     Raises:
-        ConfigError: a layer decay outside (0, 1].
+        ConfigError: a layer decay or stem scale outside (0, 1].
         ValueError: the encoder's layer groups leave out, or repeat, a parameter.
     """
     if not 0 < layer_decay <= 1:
         raise ConfigError(f"optim.layer_decay is {layer_decay}: it lies in (0, 1], 1 meaning none")
+    if not 0 < stem_scale <= 1:
+        raise ConfigError(f"optim.stem_scale is {stem_scale}: it lies in (0, 1], 1 meaning none")
     layers = encoder.layer_groups()
     _check_complete(encoder, layers)
     groups: list[dict[str, Any]] = []
     for depth, layer in enumerate(layers):
-        scale = layer_decay ** (len(layers) - depth)
+        scale = layer_decay ** (len(layers) - depth) * (stem_scale if depth == 0 else 1.0)
         groups += _split(f"encoder.{depth}", layer, weight_decay, scale)
     groups += _split("others", list(others), weight_decay, 1.0)
     return groups if layer_decay < 1 else _merge(groups)
+
+
+def optimiser(
+    name: str, groups: list[dict[str, Any]], *, lr: float, betas: Sequence[float], momentum: float
+) -> torch.optim.Optimizer:
+    """`adamw` below, or SGD with Nesterov's momentum, which convolutional U-Nets are trained with (nnU-Net).
+
+    Raises:
+        ConfigError: a name not in `OPTIMISERS`.
+    """
+    if name not in OPTIMISERS:
+        raise ConfigError(f"optim.name: unknown optimiser {name!r}{nearest(name, OPTIMISERS)}")
+    if name == "adamw":
+        return adamw(groups, lr=lr, betas=betas)
+    for group in groups:
+        group["lr"] = lr * group["lr_scale"]
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
 
 
 def adamw(
@@ -109,14 +149,15 @@ def _split(
 
 
 def _merge(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One group for each kind: without layer decay, depth makes no difference and few groups are faster."""
-    merged: list[dict[str, Any]] = []
-    for kind in ("decay", "plain"):
-        same = [group for group in groups if group["name"].endswith(f".{kind}")]
-        if same:
-            params = [p for group in same for p in group["params"]]
-            merged.append({**same[0], "params": params, "lr_scale": 1.0, "name": kind})
-    return merged
+    """One group for each kind and rate: without layer decay, few groups are faster."""
+    merged: dict[tuple[float, str], dict[str, Any]] = {}
+    for group in groups:
+        kind = group["name"].rpartition(".")[2]
+        key = (group["lr_scale"], kind)
+        name = kind if group["lr_scale"] == 1.0 else group["name"]
+        found = merged.setdefault(key, {**group, "params": [], "name": name})
+        found["params"] = [*found["params"], *group["params"]]
+    return [merged[key] for key in sorted(merged, key=lambda key: (-key[0], key[1]))]
 
 
 def _check_complete(encoder: Encoder, layers: list[list[tuple[str, nn.Parameter]]]) -> None:

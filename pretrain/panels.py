@@ -11,6 +11,7 @@ patient's right on the left). A panel costs one forward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def draw_panels(
         mean, std: [B, C or 1] that normalised them: pictures are shown in the colours of their files.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    batch = replace(batch, image=tiled(batch.image, encoder))
     training = encoder.training, objective.training
     encoder.eval()
     objective.eval()
@@ -61,7 +63,7 @@ def draw_panels(
             path = folder / f"step-{step:07d}-reconstruction.png"
             save_grid(path, windowed(columns), captions)
             written["panels/reconstruction"] = path
-        colours = token_colours(batch.image, encoder)
+        colours = token_colours(batch.image, objective.released(encoder))
         if colours is not None:
             path = folder / f"step-{step:07d}-features.png"
             columns = {**windowed({"input": slices(batch.image, mean, std)}), "tokens": colours}
@@ -71,6 +73,14 @@ def draw_panels(
     finally:
         encoder.train(training[0])
         objective.train(training[1])
+
+
+def tiled(image: Tensor, encoder: Encoder) -> Tensor:
+    """The middle of images [B, C, *spatial], a multiple of the patch: objectives of views load more."""
+    for axis, patch in enumerate(encoder.patch_of(image.ndim - 2), start=2):
+        side = max(patch, image.shape[axis] // patch * patch)
+        image = image.narrow(axis, max(0, (image.shape[axis] - side) // 2), min(side, image.shape[axis]))
+    return image
 
 
 def token_colours(image: Tensor, encoder: Encoder) -> np.ndarray | None:

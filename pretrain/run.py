@@ -61,7 +61,7 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
     resolve_steps(config, data)
     encoder, objective, ancestor = build(config)  # fills config.encoder where init_from decides it
     trainer = make_trainer(config, launch)
-    log_arithmetic(config, trainer.world_size)
+    log_arithmetic(config, trainer.world_size, objective)
     manifest = data.shards.manifest
     with RunFolder(config, main=main, manifest=manifest.hash) as folder:
         checkpoint = newest(folder.path) if config.resume else None
@@ -77,14 +77,16 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
             trainer.callbacks += [recorder, saver]  # type: ignore[attr-defined]
             module = PretrainModule(config, encoder, objective)
             if config.trainer.compile:
-                encoder.compile()  # in place: torch.compile(encoder) would put a prefix before every key
+                compile_in_place(encoder, objective)
             loaders = PretrainData(
                 config.data, steps=config.steps, accumulate=config.trainer.accumulate, folder=folder.path
             )
             trainer.fit(module, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
             recorder.finished = not saver.preempted
         if main and recorder.finished:
-            save_encoder(folder.path, encoder, provenance(config, manifest, data, ancestor))
+            save_encoder(
+                folder.path, objective.released(encoder), provenance(config, manifest, data, ancestor)
+            )
     if main and saver.preempted and config.trainer.requeue:
         preempt.requeue()
     return folder.path
@@ -111,8 +113,8 @@ def resolve_steps(config: PretrainConfig, data: Stream) -> None:
     log.info("%g epochs (%s) = %d steps", epochs, config.data.epoch, config.steps)
 
 
-def log_arithmetic(config: PretrainConfig, world: int) -> None:
-    """Say once what one step is made of; refuse a batch that does not divide."""
+def log_arithmetic(config: PretrainConfig, world: int, objective: Objective) -> None:
+    """Say once what one step is made of; refuse a batch that does not divide, or is too small for the loss."""
     plan = StepPlan.of(config.data)
     steps, samples = plan.steps_by_class(config.steps), plan.consumed(config.steps)
     for batch, part, n, total in zip(
@@ -120,6 +122,18 @@ def log_arithmetic(config: PretrainConfig, world: int) -> None:
     ):
         parts = f"{world} ranks × {config.trainer.accumulate} micro-batches × {part} samples"
         log.info("global batch %d = %s; %d steps = %d samples", batch, parts, n, total)
+        if part < objective.least_batch:
+            raise ConfigError(
+                f"data.batch_size {batch} leaves {part} samples for a micro-batch of a rank; objective "
+                f"{config.objective['name']} compares images with each other and needs "
+                f"{objective.least_batch}: use a larger batch, fewer ranks or a smaller trainer.accumulate"
+            )
+
+
+def compile_in_place(encoder: Encoder, objective: Objective) -> None:
+    """Compile the encoder and its teachers. torch.compile(encoder) would put a prefix before every key."""
+    for module in (encoder, *(m for m in objective.modules() if isinstance(m, Encoder))):
+        module.compile()
 
 
 def build(config: PretrainConfig) -> tuple[Encoder, Objective, dict[str, Any] | None]:
@@ -149,9 +163,12 @@ def build(config: PretrainConfig) -> tuple[Encoder, Objective, dict[str, Any] | 
                     f"the encoder is {encoder.ndim}D, {where} {part.ndim}: choose encoder.name or the data "
                     "accordingly"
                 )
-            encoder.grid(part.crop)  # refuses a crop that patches do not tile
         kind, section = polymorphic(config.objective, OBJECTIVES, "objective")
         objective = kind(section, encoder)
+        for part in config.data.each():
+            for size in objective.sizes(part.crop):
+                encoder.grid(size)  # refuses a size that patches do not tile
+    encoder.recompute = config.trainer.recompute
     return encoder, objective, record or None
 
 
@@ -176,7 +193,7 @@ def probe(config: PretrainConfig) -> Callable[[PretrainModule], dict[str, float]
     if config.probe.every_steps <= 0:
         return None
     knn = KnnProbe(config.probe, config.data.each()[0])
-    return lambda module: knn(module.encoder, module.device)
+    return lambda module: knn(module.objective.released(module.encoder), module.device)
 
 
 def panels(
@@ -207,13 +224,17 @@ def panels(
 def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
     """Lightning's Trainer with everything switched off that medloom does itself."""
     trainer = config.trainer
+    strategy = trainer.strategy
+    if strategy == "auto" and launch.launcher != "plain" and len({p.ndim for p in config.data.each()}) > 1:
+        # A step is 2D or 3D: the stem of the other kind gets no gradient, which DDP must be told.
+        strategy = "ddp_find_unused_parameters_true"
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning advises more workers, a logger and a val loop; none of it applies here.
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     return pl.Trainer(
         accelerator=trainer.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
-        strategy=trainer.strategy, plugins=launch.plugins or None,
+        strategy=strategy, plugins=launch.plugins or None,
         precision=precision(trainer.precision, trainer.accelerator),  # type: ignore[arg-type]
         max_steps=config.steps, max_epochs=-1, accumulate_grad_batches=trainer.accumulate,
         use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 
-from ..data.errors import ConfigError
+from ..data.errors import ConfigError, nearest
+
+RATES = ("cosine", "poly", "constant")
 
 
 def cosine(step: int, steps: int, start: float, end: float) -> float:
@@ -17,6 +19,34 @@ def cosine(step: int, steps: int, start: float, end: float) -> float:
     """
     share = min(max(step / max(steps, 1), 0.0), 1.0)
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def linear(step: int, steps: int, start: float, end: float) -> float:
+    """A straight line from `start` at step 0 to `end` at step `steps`; constant before and after."""
+    return start + (end - start) * min(max(step / max(steps, 1), 0.0), 1.0)
+
+
+def rate(
+    kind: str, step: int, *, steps: int, warmup: int, peak: float, floor: float = 0.0, power: float = 0.9
+) -> float:
+    """Learning rate of optimiser step `step` (the first is 0): linear warm-up, then one of `RATES`.
+
+    Args:
+        kind: cosine (SGDR without restarts) | poly (nnU-Net's (1 - share)^0.9) | constant.
+        steps, warmup, peak, floor: see `warmup_cosine`.
+
+    Raises:
+        ConfigError: an unknown kind, and as `warmup_cosine`.
+    """
+    if kind not in RATES:
+        raise ConfigError(f"optim.schedule: unknown schedule {kind!r}{nearest(kind, set(RATES))}")
+    cosine_rate = warmup_cosine(step, steps=steps, warmup=warmup, peak=peak, floor=floor)
+    if kind == "cosine" or step < warmup:
+        return cosine_rate
+    if kind == "constant":
+        return peak
+    share = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return floor + (peak - floor) * (1.0 - share) ** power
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, peak: float, floor: float = 0.0) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from medloom.data.errors import ConfigError
 from medloom.pretrain.encoders import build_encoder
-from medloom.pretrain.optim import adamw, param_groups, scaled_lr
+from medloom.pretrain.optim import adamw, optimiser, param_groups, scaled_lr
 
 CONFIGS = {
     "vit": {"name": "vit", "model": "vit_tiny_patch16_224", "depth": 3, "embed_dim": 48, "num_heads": 3},
@@ -101,3 +101,38 @@ def test_the_rate_arithmetic_is_linear_and_said() -> None:
 def test_a_wrong_layer_decay_is_refused(layer_decay: float) -> None:
     with pytest.raises(ConfigError, match="layer_decay"):
         param_groups(build_encoder(CONFIGS["vit3d"]), weight_decay=0.05, layer_decay=layer_decay)
+
+
+def test_the_rate_grows_with_the_batch_as_the_rule_says() -> None:
+    assert scaled_lr(1e-3, 1024, "linear")[0] == pytest.approx(4e-3)
+    lr, said = scaled_lr(1e-3, 1024, "sqrt")
+    assert (
+        lr == pytest.approx(2e-3) and said == "lr = base_lr × √(batch / 256) = 0.001 × √(1024 / 256) = 0.002"
+    )
+    assert scaled_lr(1e-3, 1024, "none")[0] == 1e-3
+    with pytest.raises(ConfigError, match="did you mean linear"):
+        scaled_lr(1e-3, 1024, "linea")
+
+
+def test_the_stem_alone_is_slowed_down() -> None:
+    encoder = build_encoder(CONFIGS["vit3d"])
+    head = torch.nn.Linear(48, 2)
+    groups = param_groups(encoder, head.named_parameters(), weight_decay=0.05, stem_scale=0.2)
+    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+    assert scale[id(encoder.get_parameter("patch_embed.proj.weight"))] == 0.2
+    others = {scale[id(p)] for n, p in encoder.named_parameters() if n.startswith(("blocks", "norm"))}
+    assert others == {1.0} and scale[id(head.weight)] == 1.0
+    assert len(groups) == 4 and {g["name"] for g in groups if g["weight_decay"]} == {
+        "decay",
+        "encoder.0.decay",
+    }
+
+
+def test_sgd_takes_the_same_groups() -> None:
+    encoder = build_encoder(CONFIGS["convnet"])
+    groups = param_groups(encoder, weight_decay=3e-5)
+    chosen = optimiser("sgd", groups, lr=0.1, betas=[0.9, 0.95], momentum=0.99)
+    assert isinstance(chosen, torch.optim.SGD)
+    assert all(g["nesterov"] and g["momentum"] == 0.99 and g["lr"] == 0.1 for g in chosen.param_groups)
+    with pytest.raises(ConfigError, match="did you mean adamw"):
+        optimiser("adam", groups, lr=0.1, betas=[0.9, 0.95], momentum=0.9)

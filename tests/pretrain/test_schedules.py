@@ -7,7 +7,7 @@ import math
 
 import pytest
 from medloom.data.errors import ConfigError
-from medloom.pretrain.schedules import cosine, warmup_cosine
+from medloom.pretrain.schedules import RATES, cosine, linear, rate, warmup_cosine
 
 
 def test_cosine_at_its_known_points() -> None:
@@ -37,3 +37,17 @@ def test_no_warmup_starts_at_the_peak_and_all_warmup_ends_there() -> None:
 def test_contradictions_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="warm-up"):
         warmup_cosine(0, **{"steps": 100, "warmup": 10, "peak": 2.0, "floor": 0.0, **change})  # type: ignore[arg-type]
+
+
+def test_other_schedules_are_their_closed_forms() -> None:
+    settings = {"steps": 110, "warmup": 10, "peak": 2.0, "floor": 0.5}
+    for kind in RATES:
+        assert rate(kind, 0, **settings) == pytest.approx(0.2)
+        assert rate(kind, 9, **settings) == rate(kind, 10, **settings) == pytest.approx(2.0)
+    assert rate("constant", 109, **settings) == 2.0
+    assert rate("poly", 60, **settings) == pytest.approx(0.5 + 1.5 * 0.5**0.9)
+    assert rate("poly", 110, **settings) == rate("cosine", 110, **settings) == pytest.approx(0.5)
+    assert rate("cosine", 60, **settings) == pytest.approx(1.25)
+    assert [linear(step, 10, 1.0, 3.0) for step in (-1, 0, 5, 10, 11)] == [1.0, 1.0, 2.0, 3.0, 3.0]
+    with pytest.raises(ConfigError, match="did you mean poly"):
+        rate("poli", 0, **settings)
