@@ -114,7 +114,7 @@ def resolve_steps(config: PretrainConfig, data: Stream) -> None:
 
 
 def log_arithmetic(config: PretrainConfig, world: int, objective: Objective) -> None:
-    """Say once what one step is made of; refuse a batch that does not divide, or is too small for the loss."""
+    """Say once what one step is made of; refuse a batch that does not divide or is too small."""
     plan = StepPlan.of(config.data)
     steps, samples = plan.steps_by_class(config.steps), plan.consumed(config.steps)
     for batch, part, n, total in zip(

@@ -28,7 +28,7 @@ def on_two_ranks(
     """The same on two ranks, each with its half of every input, as distributed training sees it.
 
     Args:
-        loss: a function at the top level of a test module (it is sent by name): (*inputs, **options) -> scalar.
+        loss: (*inputs, **options) -> scalar, at the top level of a test module (it is sent by name).
         dims: the axis along which each input is split, default 0; -1: every rank gets the whole of it.
         options: plain values, handed on.
 
