@@ -4,6 +4,7 @@ Every sample of a batch hides the same number of units, so that the visible toke
 which ones is decided by sorting counter-based draws (data/draws.py). A restart, another number of ranks or
 another device hides the same patches. A mask unit may be larger than a token (`block`), because small holes
 can be filled by interpolation: SimMIM hides 32-pixel squares, nnssl 16³ voxels, whatever the patch is.
+Masks made of rectangles (I-JEPA, iBOT) are in multiblock.py.
 """
 
 from __future__ import annotations
