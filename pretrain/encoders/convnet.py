@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...data.errors import ConfigError
 from .base import Encoder, Features
+from .sparse import unfit
 from .timm_nets import create_timm, describe_for_timm, with_user_arguments
 
 
@@ -52,6 +53,7 @@ class ConvNet(Encoder):
         self.patch_size = (stride, stride)
         self.in_channels = config.in_channels
         self.stem = self._first_convolution()
+        self.convolutional = unfit(self.model) is None
 
     def _arguments(self) -> dict[str, Any]:
         config: ConvNet.Config = self.config
