@@ -4,12 +4,12 @@ positions.
 timm's classes are used as they are, with their parameter names, so that weights go both ways: an artefact
 is read without medloom by `timm.create_model("local-dir:FOLDER", pretrained=True)` (its config.json is
 written beside the weights), and `pretrained: true` starts from timm's weights. Only the forward pass is
-ours, because masked objectives hand over the visible patches: with a mask of 75 % the blocks see a quarter
-of the tokens.
+ours, because masked objectives hand over the visible patches: with a mask of 75 % the patch embedding and
+the blocks see a quarter of the tokens.
 
 Positions are resampled (bicubic, antialiased) to the grid of the images at hand, in each forward; at the
-model's own grid that is the identity. The price of following timm: Swin and other windowed transformers do
-not fit (they cannot leave tokens out) and are refused here; some of them work as `convnet`.
+model's own grid that is the identity. The price of following timm: Swin and other windowed transformers
+cannot leave tokens out and are encoders of their own (`swin`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ...data.errors import ConfigError
-from .base import Encoder, Features, depths_of_pyramid
+from .base import Encoder, Features, Hide, depths_of_pyramid
+from .blocks import run_blocks
+from .patches import embed_some, replace, select
 from .timm_nets import create_timm, describe_for_timm, with_user_arguments
 
 
@@ -46,6 +48,7 @@ class ViT(Encoder):
         kwargs: dict[str, Any] = field(default_factory=dict)  # handed to timm.create_model as they are
 
     supports_keep = True
+    supports_hide = True
     ndim = 2
     inner = "model."
 
@@ -58,7 +61,7 @@ class ViT(Encoder):
         if not isinstance(self.model, VisionTransformer | Eva):
             raise ConfigError(
                 f"encoder vit: {config.model} is a timm {type(self.model).__name__}, no plain transformer: "
-                "choose a vit_*, deit_* or eva02_* model, or encoder.name=convnet"
+                "choose a vit_*, deit_* or eva02_* model, or encoder.name=swin or convnet"
             )
         self.embed_dim = int(self.model.embed_dim)
         patch: Any = self.model.patch_embed.patch_size
@@ -67,37 +70,66 @@ class ViT(Encoder):
         self.stem = "model.patch_embed.proj.weight"
         self.prefix = int(self.model.num_prefix_tokens)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False) -> Features:
+    def forward(
+        self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False, hide: Hide | None = None
+    ) -> Features:
         """See `Encoder.forward`; x is [B, C, H, W]. `pooled` is what timm's own `model(x)` gives."""
-        grid = self.check(x, keep, pyramid)
+        grid = self.check(x, keep, pyramid, hide)
         model = cast(Any, self.model)
-        embedded = model._pos_embed(model.patch_embed(x))
-        tokens, rope = embedded if isinstance(embedded, tuple) else (embedded, None)
-        if keep is not None:
-            tokens = torch.cat([tokens[:, : self.prefix], select(tokens[:, self.prefix :], keep)], dim=1)
-            rope = None if rope is None else self._visible_rope(rope, keep)
-        tokens = model.norm_pre(tokens)
+        tokens, rope = self._embed(x, grid, keep, hide)
         wanted = depths_of_pyramid(len(model.blocks)) if pyramid else []
-        levels: list[Tensor] = []
-        for depth, block in enumerate(model.blocks):
-            tokens = block(tokens) if rope is None else block(tokens, rope=self._rope_of(rope, depth))
-            levels += [tokens] * wanted.count(depth)
+        mixed = getattr(model, "rope_mixed", False)  # tables that differ by block
+        tokens, levels = run_blocks(
+            model.blocks,
+            model.norm_pre(tokens),
+            rope=list(rope) if rope is not None and mixed else rope,
+            levels=wanted,
+            recompute=self.recompute,
+        )
         tokens = model.norm(tokens)
-        pooled = model.forward_head(tokens, pre_logits=True)
         return Features(
-            pooled=pooled,
+            pooled=model.forward_head(tokens, pre_logits=True),
             tokens=tokens[:, self.prefix :],
             grid=None if keep is not None else grid,
             pyramid=[self._as_map(model.norm(level), grid) for level in levels] if pyramid else None,
         )
 
+    def _embed(
+        self, x: Tensor, grid: Sequence[int], keep: Tensor | None, hide: Hide | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens with positions [B, prefix + N or K, E], and the rotary tables of a model that has them."""
+        model = cast(Any, self.model)
+        if keep is None:
+            return self._with_positions(replace(model.patch_embed(x), hide))
+        if not self._embeds_some():
+            tokens, rope = self._with_positions(model.patch_embed(x))
+            tokens = torch.cat([tokens[:, : self.prefix], select(tokens[:, self.prefix :], keep)], dim=1)
+        else:
+            # timm adds prefix tokens and positions to a whole grid: let it, to a grid of zeros.
+            zeros = next(model.parameters()).new_zeros(1, *grid, self.embed_dim)
+            table, rope = self._with_positions(zeros)
+            table = table.expand(x.shape[0], -1, -1)
+            visible = embed_some(model.patch_embed.proj, x, keep) + select(table[:, self.prefix :], keep)
+            tokens = torch.cat([table[:, : self.prefix], visible], dim=1)
+        return tokens, None if rope is None else self._visible_rope(rope, keep)
+
+    def _with_positions(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """timm's tokens with prefix and positions: Eva gives rotary tables beside them, ViT does not."""
+        embedded = cast(Any, self.model)._pos_embed(tokens)
+        return embedded if isinstance(embedded, tuple) else (embedded, None)
+
+    def _embeds_some(self) -> bool:
+        """Whether a part of the patches can be embedded without the others."""
+        from timm.layers import PatchEmbed
+
+        model = cast(Any, self.model)
+        patch = model.patch_embed
+        plain = type(patch) is PatchEmbed and isinstance(patch.norm, nn.Identity)
+        return plain and not (self.training and model.pos_drop.p)
+
     def _as_map(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
         """[B, prefix + N, E] -> [B, E, H, W] of the grid."""
         return tokens[:, self.prefix :].transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
-
-    def _rope_of(self, rope: Tensor, depth: int) -> Tensor:
-        """The rotary table of one block: mixed tables differ by block, axial ones are shared."""
-        return rope[depth] if getattr(self.model, "rope_mixed", False) else rope
 
     def _visible_rope(self, rope: Tensor, keep: Tensor) -> Tensor:
         """Rotary tables of the visible patches, in the layouts that Eva's blocks broadcast.
@@ -128,11 +160,6 @@ class ViT(Encoder):
     def timm_config(self) -> dict[str, Any]:
         """See `Encoder.timm_config`."""
         return describe_for_timm(self, timm_arguments(self.config))
-
-
-def select(tokens: Tensor, keep: Tensor) -> Tensor:
-    """Tokens [B, N, E] at the indices keep [B, K] -> [B, K, E]."""
-    return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def timm_arguments(config: ViT.Config) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """3D vision transformer: timm's blocks behind a Conv3d patch embedding, for volumes of any crop size.
 
-Patches may be anisotropic ([4, 16, 16] for thick slices). Positions are 3D sine-cosine values computed for
-the grid at hand, so one network takes any crop that is a multiple of the patch and nothing is ever
-resampled. With a volume of depth 1 and a patch of depth 1 it is the 2D ViT of timm with the same weights (a
-test holds it to that). Numbers of tokens grow with the cube: 96³ voxels in 16³ patches are 216 tokens, in
-8³ they are 1728, and the attention of the latter costs 64 times as much.
+Patches may be anisotropic ([4, 16, 16] for thick slices). Positions are computed for the grid at hand
+(sine-cosine vectors, axial rotations of queries and keys, or both), so one network takes any crop that is a
+multiple of the patch and nothing is ever resampled. With a volume of depth 1 and a patch of depth 1 it is
+the 2D ViT of timm with the same weights (a test holds it to that). Numbers of tokens grow with the cube: 96³
+voxels in 16³ patches are 216 tokens, in 8³ they are 1728, and the attention of the latter costs 64 times as
+much.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ...data.errors import ConfigError, nearest
-from .base import Encoder, Features, depths_of_pyramid
-from .positions import sincos
-from .vit import select
+from .base import Encoder, Features, Hide, depths_of_pyramid
+from .blocks import run_blocks
+from .patches import PatchEmbed, replace
+from .positions import rotations, sincos
 
 # (embed_dim, depth, heads) as in DeiT (arXiv 2012.12877) and ViT (arXiv 2010.11929).
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -28,6 +30,8 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
 }
+
+POSITIONS = ("sincos", "rope", "both")
 
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
 
@@ -47,11 +51,14 @@ class ViT3D(Encoder):
         depth: int | None = None  # blocks
         num_heads: int | None = None
         mlp_ratio: float = 4.0
+        positions: str = "sincos"  # added vectors: sincos | turned queries and keys: rope | both (Primus)
+        rope_base: float = 100.0  # of the rotations; see `positions.rotations`
         registers: int = 0  # register tokens (arXiv 2309.16588) beside the class token
         layer_scale: float | None = None  # initial value, e.g. 1e-5; None: none
         drop_path: float = 0.0  # stochastic depth rate of the last block, rising linearly
 
     supports_keep = True
+    supports_hide = True
     ndim = 3
 
     def __init__(self, config: ViT3D.Config) -> None:
@@ -65,7 +72,7 @@ class ViT3D(Encoder):
         self.in_channels = config.in_channels
         self.stem = "patch_embed.proj.weight"
         self.prefix = 1 + config.registers
-        self.patch_embed = PatchEmbed3D(self.patch_size, config.in_channels, dim)
+        self.patch_embed = PatchEmbed(self.patch_size, config.in_channels, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.reg_token = nn.Parameter(torch.zeros(1, config.registers, dim)) if config.registers else None
         rates = [config.drop_path * i / max(1, depth - 1) for i in range(depth)]
@@ -82,7 +89,8 @@ class ViT3D(Encoder):
             for rate in rates
         )
         self.norm = LAYER_NORM(dim)
-        for module in self.modules():
+        self.head_dim = dim // heads
+        for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
@@ -97,27 +105,30 @@ class ViT3D(Encoder):
             raise ConfigError(f"encoder.size: unknown size {config.size!r}{nearest(config.size, set(SIZES))}")
         if len(config.patch_size) != 3 or min(config.patch_size) < 1:
             raise ConfigError(f"encoder.patch_size: three sides of at least 1, not {list(config.patch_size)}")
+        if config.positions not in POSITIONS:
+            hint = nearest(config.positions, set(POSITIONS))
+            raise ConfigError(f"encoder.positions: unknown kind {config.positions!r}{hint}")
         dim, depth, heads = SIZES[config.size]
         dim, depth, heads = config.embed_dim or dim, config.depth or depth, config.num_heads or heads
         if dim % heads or dim < 6:
             raise ConfigError(f"encoder.embed_dim {dim} is not a multiple of {heads} heads, or is below 6")
+        if config.positions != "sincos" and (dim // heads < 6 or dim // heads % 2):
+            raise ConfigError(
+                f"encoder.positions={config.positions} needs heads of an even number of channels, "
+                f"at least 6: embed_dim {dim} / {heads} heads is {dim // heads}"
+            )
         return dim, depth, heads
 
-    def forward(self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False) -> Features:
+    def forward(
+        self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False, hide: Hide | None = None
+    ) -> Features:
         """See `Encoder.forward`; x is [B, C, D, H, W]. `pooled` is the class token."""
-        grid = self.check(x, keep, pyramid)
-        # In the precision of the parameters: float32 under autocast, where the residual stream stays exact.
-        positions = sincos(grid, self.embed_dim, x.device).to(self.cls_token.dtype)
-        tokens = self.patch_embed(x) + positions
-        if keep is not None:
-            tokens = select(tokens, keep)
+        grid = self.check(x, keep, pyramid, hide)
+        tokens, rope = self._positioned(self._patches(x, keep), grid, keep, hide)
         heads = [self.cls_token] if self.reg_token is None else [self.cls_token, self.reg_token]
         tokens = torch.cat([*(head.expand(x.shape[0], -1, -1) for head in heads), tokens], 1)
         wanted = depths_of_pyramid(len(self.blocks)) if pyramid else []
-        levels: list[Tensor] = []
-        for depth, block in enumerate(self.blocks):
-            tokens = block(tokens)
-            levels += [tokens] * wanted.count(depth)
+        tokens, levels = run_blocks(self.blocks, tokens, rope=rope, levels=wanted, recompute=self.recompute)
         tokens = self.norm(tokens)
         maps = [self.norm(level)[:, self.prefix :].transpose(1, 2) for level in levels]
         return Features(
@@ -126,6 +137,31 @@ class ViT3D(Encoder):
             grid=None if keep is not None else grid,
             pyramid=[m.reshape(x.shape[0], -1, *grid) for m in maps] if pyramid else None,
         )
+
+    def _patches(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """Embedded patches without positions: [B, N or K, E]."""
+        return self.patch_embed(x, keep)
+
+    def _positioned(
+        self, tokens: Tensor, grid: tuple[int, ...], keep: Tensor | None, hide: Hide | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Patch tokens with hidden ones replaced and positions added, and the rotary table of all tokens."""
+        config: ViT3D.Config = self.config
+        axes = (1,) * (3 - len(grid)) + grid  # a picture is a volume of depth 1
+        tokens = replace(tokens, hide)
+        rope = None
+        if config.positions != "rope":
+            # In the precision of the parameters: under autocast the residual stream stays float32.
+            table = sincos(axes, self.embed_dim, tokens.device).to(self.cls_token.dtype)
+            tokens = tokens + (table if keep is None else table[keep])
+        if config.positions != "sincos":
+            table = rotations(axes, self.head_dim, config.rope_base, tokens.device)
+            rope = table if keep is None else table[keep].unsqueeze(1)  # [B, 1, K, d]
+            # Class and register tokens lie nowhere: they are turned by nothing (sine 0, cosine 1).
+            still = table.new_zeros(self.prefix, table.shape[1])
+            still[:, table.shape[1] // 2 :] = 1.0
+            rope = torch.cat([still.expand(*rope.shape[:-2], -1, -1), rope], dim=-2)
+        return tokens, rope
 
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """[patch embedding, class and register tokens; block 0; ...; final norm]."""
@@ -136,16 +172,3 @@ class ViT3D(Encoder):
         for name, parameter in self.named_parameters():
             groups[depth_of.get(id(parameter), 0)].append((name, parameter))
         return groups
-
-
-class PatchEmbed3D(nn.Module):
-    """Volume [B, C, D, H, W] -> tokens [B, N, E], row-major over (D, H, W)."""
-
-    def __init__(self, patch_size: tuple[int, int, int], in_channels: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv3d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
-        # As MAE: initialised like a linear layer over the flattened patch.
-        nn.init.xavier_uniform_(self.proj.weight.data.view(dim, -1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
