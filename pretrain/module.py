@@ -26,6 +26,7 @@ from ..data.stream.steps import StepPlan
 from . import ranks
 from .config import PretrainConfig
 from .encoders import Encoder
+from .gradients import GradientNorms
 from .objectives import Batch, Objective
 from .optim import optimiser, param_groups, scaled_lr
 from .schedules import cosine, rate
@@ -78,6 +79,7 @@ class PretrainModule(pl.LightningModule):
         log.info(arithmetic)
         self.plan = StepPlan.of(config.data)
         self.window = Window()
+        self.gradients = GradientNorms(encoder, objective)
         self.features: Tensor | None = None  # [B, E] of the last micro-batch on this rank
         self.views: Tensor | None = None  # [V, B, E] of true views of the same images, where there are
         self.start_step = 0
@@ -170,8 +172,8 @@ class PretrainModule(pl.LightningModule):
         """Clip the global norm and keep it for the row (also where nothing is clipped)."""
         clip = self.config.optim.clip
         self.objective.before_update(self.trainer.global_step, self.config.steps, self.encoder)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), float("inf") if clip is None else clip)
-        self.window.add({"grad_norm": norm})
+        norm, parts = self.gradients.clip(clip)
+        self.window.add({"grad_norm": norm, **parts})
         if not self.trainer.precision.startswith("16"):  # the loss scaler of float16 expects infinities
             step, keys, _ = self._unchecked[-1]
             self._unchecked.append((step, keys, norm.detach()))
@@ -203,8 +205,13 @@ class PretrainModule(pl.LightningModule):
         step = self.trainer.global_step
         checkpoint["medloom"] = {
             "step": step, "samples": self.plan.samples(step), "window": self.window.stacked(),
-            "encoder": dict(self.config.encoder),
+            "encoder": dict(self.config.encoder), "released": self.released_prefix(),
         }  # fmt: skip
+
+    def released_prefix(self) -> str:
+        """Where the tensors of the released encoder lie in the checkpoint: "encoder.", or a teacher's."""
+        released = self.objective.released(self.encoder)
+        return next(f"{name}." for name, module in self.named_modules() if module is released)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the step and the window from a checkpoint."""

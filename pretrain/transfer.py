@@ -12,6 +12,9 @@ from torch import Tensor
 from ..data.errors import CheckpointError
 from .encoders.base import Encoder
 
+POSITIONS = ("pos_embed", "pos_embed_window")
+NEW_TOKENS = ("cls_token", "reg_token")
+
 
 @dataclass(slots=True)
 class Report:
@@ -51,10 +54,62 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return weight[:, turn] * (have / channels)
 
 
+def inflate(weight: Tensor, depth: int) -> Tensor:
+    """A kernel [E, C, h, w] for volumes: [E, C, depth, h, w], repeated along depth and divided by it.
+
+    A volume whose slices are all alike then gives what the picture gave (I3D, arXiv 1705.07750, section 2).
+    """
+    return weight.unsqueeze(2).expand(-1, -1, depth, -1, -1) / depth
+
+
+def adapt(source: Encoder, target: Encoder, tensors: dict[str, Tensor]) -> list[str]:
+    """Bring the tensors of `source`, by artefact name, to the shapes of `target`, in place.
+
+    Returns what was done; a tensor for which nothing is known stays as it is, for `fill` to refuse.
+    """
+    done = target.adopt(tensors, source) + resample_positions(source, target, tensors)
+    places = {name.removeprefix(target.inner): value for name, value in target.state_dict().items()}
+    stem = target.stem.removeprefix(target.inner)
+    kernels = 0
+    for name, tensor in list(tensors.items()):
+        want = places.get(name)
+        if want is None:
+            if name.rpartition(".")[2] in POSITIONS:
+                del tensors[name]
+                done.append(f"{name}: left out, positions are computed")
+            continue
+        if name == stem and tensor.shape[-2:] != want.shape[-2:] and tensor.ndim == 4:
+            tensor = _resized_patch(tensor, want)
+            done.append(
+                f"{name}: patch of {list(tensors[name].shape[2:])} -> {list(tensor.shape[2:])} pixels"
+            )
+        if tensor.ndim == 4 and want.ndim == 5:
+            tensor = inflate(tensor, want.shape[2])
+            kernels += 1
+        tensors[name] = tensor
+    return done + ([f"{kernels} kernels repeated along depth"] if kernels else [])
+
+
+def _resized_patch(weight: Tensor, want: Tensor) -> Tensor:
+    """A patch embedding [E, C, h, w] for another size: FlexiViT's pseudo-inverse (arXiv 2212.08013)."""
+    from timm.layers import resample_patch_embed
+
+    return resample_patch_embed(weight, list(want.shape[-2:]))
+
+
 def fill(
-    encoder: Encoder, tensors: Mapping[str, Tensor], source: str, strict: bool, record: dict[str, Any]
+    encoder: Encoder,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    strict: bool,
+    record: dict[str, Any],
+    *,
+    new_tokens: bool = False,
 ) -> Report:
     """Copy tensors, by artefact name, into the encoder, adapting the channels of its stem.
+
+    Args:
+        new_tokens: class and register tokens may keep their first values.
 
     Raises:
         CheckpointError: `strict`, and a tensor without a place or a place without a tensor.
@@ -77,10 +132,11 @@ def fill(
         ready[name] = tensor
         report.loaded.append(name)
     report.missing = [name for name in state if name not in ready]
-    if strict and (report.missing or report.unexpected):
+    needed = [n for n in report.missing if not (new_tokens and n.rpartition(".")[2] in NEW_TOKENS)]
+    if strict and (needed or report.unexpected):
         raise CheckpointError(
             f"{report}: the weights are of another architecture: name the right one, or load with "
-            "strict=False"
+            f"strict=False{_hint(report)}"
         )
     encoder.load_state_dict(ready, strict=False)
     return report
@@ -102,6 +158,16 @@ def resample_positions(source: Encoder, target: Encoder, tensors: dict[str, Tens
         table, new_size=list(new.grid_size), old_size=list(old.grid_size), num_prefix_tokens=prefix
     )
     return [f"pos_embed: grid {tuple(old.grid_size)} -> {tuple(new.grid_size)}"]
+
+
+def _hint(report: Report) -> str:
+    """What usually brings two transformers together."""
+    parts = {name.split(" ")[0].rpartition(".")[2] for name in report.unexpected}
+    if "gamma" in parts or "gamma_1" in parts:
+        return "; they have layer scales: set encoder.layer_scale=1e-5"
+    if "reg_token" in parts:
+        return "; they have register tokens: set encoder.registers to their number"
+    return ""
 
 
 def some(names: list[str], most: int = 5) -> str:

@@ -98,6 +98,13 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def adopt(self, tensors: dict[str, Tensor], source: Encoder) -> list[str]:
+        """Rename tensors of another family's encoder to this one's names, in place; returns what was done.
+
+        Shapes are adapted afterwards (transfer.py); names are artefact names, without `inner`.
+        """
+        return []
+
     def timm_config(self) -> dict[str, Any] | None:
         """config.json for `timm.create_model("local-dir:FOLDER")`; None when timm has no such network."""
         return None
