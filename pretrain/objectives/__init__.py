@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from .base import Batch, Facts, Objective, Output
+from .lejepa import LeJEPA
 from .mae import MAE
+from .mocov3 import MoCoV3
+from .simclr import SimCLR
 
 __all__ = ["OBJECTIVES", "Batch", "Facts", "Objective", "Output"]
 
-OBJECTIVES: dict[str, type[Objective]] = {"mae": MAE}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "lejepa": LeJEPA,
+    "mae": MAE,
+    "mocov3": MoCoV3,
+    "simclr": SimCLR,
+}

@@ -26,6 +26,14 @@ _SCANNER = {  # of 3DINO: flips of all axes; a grey scale change; smooth or shar
     "flip": 0.3, "flip_axes": [0, 1, 2], "intensity": 0.5, "gamma": [0.5, 2.0], "brightness": 0.0,
     "contrast": [1.0, 1.0], "noise": 0.3, "noise_sigma": 0.002, "blur_sigma": 1.5, "blur_least": 0.25,
 }  # fmt: skip
+_NNUNET = {  # grey scale, sharpness and noise of nnU-Net, see nnunet-3d below
+    "noise": 0.1, "noise_sigma": 0.1, "blur": 0.2, "blur_least": 0.5, "blur_sigma": 1.0, "intensity": 0.3,
+    "brightness": 0.0, "contrast": [0.75, 1.25], "gamma": [0.7, 1.5], "lowres": 0.25,
+    "lowres_factor": [1.0, 2.0],
+}  # fmt: skip
+# nnssl's SimCLR: two crops that share half, nnU-Net's grey scale, mirrors; here boxes of 0.3-1, resized
+_PAIR = {"size": [96, 96, 96], "scale": [0.3, 1.0], "aspect": [0.9, 1 / 0.9],
+         "view": {**_NNUNET, "flip_axes": [0, 1, 2], "intensity": 0.8}}  # fmt: skip
 
 PRESETS: dict[str, list[dict[str, Any]]] = {
     # facebookresearch/mae main_pretrain.py: RandomResizedCrop(224, (0.2, 1)), flip, nothing else
@@ -40,6 +48,18 @@ PRESETS: dict[str, list[dict[str, Any]]] = {
     "mocov3": [
         {"name": "view", "count": 1, "size": [224, 224], "scale": [0.08, 1.0], "view": _FIRST},
         {"name": "view", "count": 1, "size": [224, 224], "scale": [0.08, 1.0], "view": _SECOND},
+    ],
+    "simclr-3d": [{"name": "view", "count": 2, **_PAIR}],
+    # LeJEPA (arXiv 2511.08544), 2 global and 6 local views, colours and blur as DINO
+    "lejepa": [
+        {"name": "global", "count": 2, "size": [224, 224], "scale": [0.3, 1.0],
+         "view": {**_JITTER, **_BLUR, "blur": 0.5, "solarise": 0.2}},
+        {"name": "local", "count": 6, "size": [96, 96], "scale": [0.05, 0.3],
+         "view": {**_JITTER, **_BLUR, "blur": 0.5, "solarise": 0.2}},
+    ],
+    "lejepa-3d": [
+        {"name": "global", "count": 2, **_PAIR},
+        {"name": "local", "count": 4, **_PAIR, "size": [48, 48, 48], "scale": [0.05, 0.3]},
     ],
     # facebookresearch/dinov2 dinov2/data/augmentations.py, configs/ssl_default_config.yaml
     "dinov2": [
@@ -63,11 +83,8 @@ PRESETS: dict[str, list[dict[str, Any]]] = {
     # together), low resolution 0.25; its inverted gamma is left out, and it averages nothing on the way down
     "nnunet-3d": [
         {"name": "view", "count": 1, "size": [96, 96, 96], "scale": [],
-         "view": {"flip_axes": [0, 1, 2], "affine": 0.2, "degrees": 30.0, "scale": [0.7, 1.4],
-                  "shift": 0.0, "padding": "zeros", "noise": 0.1, "noise_sigma": 0.1,
-                  "blur": 0.2, "blur_least": 0.5, "blur_sigma": 1.0, "intensity": 0.3,
-                  "brightness": 0.0, "contrast": [0.75, 1.25], "gamma": [0.7, 1.5],
-                  "lowres": 0.25, "lowres_factor": [1.0, 2.0]}},
+         "view": {**_NNUNET, "flip_axes": [0, 1, 2], "affine": 0.2, "degrees": 30.0,
+                  "scale": [0.7, 1.4], "shift": 0.0, "padding": "zeros"}},
     ],
     # nnssl MAE trainers: rotation, zoom 0.7-1.4 at 0.2 and mirrors; intensities stay, they are the target
     "mae-3d": [
