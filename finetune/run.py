@@ -25,6 +25,7 @@ from torch import nn
 from ..data.atomic import replacing, sweep, write_json, write_text
 from ..data.config import read_yaml, to_dict, to_yaml
 from ..data.errors import CheckpointError, ConfigError, MedloomError
+from ..pretrain.contract import strangers
 from ..pretrain.encoders import Encoder, build_encoder
 from ..pretrain.folder import environment
 from ..pretrain.preempt import StopSignal
@@ -288,6 +289,9 @@ def _plan(
     )
     logger.info("plan: patch %s, batch %d, spacing %s, %d training cases",
                 "×".join(map(str, plan.patch)), plan.batch, plan.spacing, len(metas))  # fmt: skip
+    modalities = [str(meta["modality"]) for meta in metas]
+    for strange in strangers(record.get("input") or {}, modalities, plan.spacing or plan.fingerprint.spacing):
+        logger.warning("encoder: %s; expect less of it", strange)
     write_text(path, to_yaml(plan.to_dict()))
     return plan
 

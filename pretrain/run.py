@@ -23,13 +23,13 @@ from ..data.datamodule import PretrainData
 from ..data.draws import stream_key
 from ..data.errors import ConfigError
 from ..data.loader.batches import collate
-from ..data.normalise import RULE
 from ..data.shards.manifest import Manifest
 from ..data.stream.steps import StepPlan
 from ..data.stream.stream import Stream
 from . import preempt
 from .checkpoint import Checkpointing, newest
 from .config import PretrainConfig, complete, per_rank_batch
+from .contract import input_contract
 from .encoders import Encoder, build_encoder
 from .folder import RunFolder
 from .launch import Launch, detect, is_main_process, precision
@@ -251,7 +251,7 @@ def provenance(
         {"id": s.id, "dataset": s.dataset, "licence": s.licence, "count": s.count, "modalities": s.modalities}
         for s in data.sources
     ]
-    batches, crops = list(data.plan.batch_sizes), [list(part.crop) for part in config.data.each()]
+    batches = list(data.plan.batch_sizes)
     training = {
         "manifest": manifest.hash,
         "collection": manifest.name,
@@ -267,8 +267,7 @@ def provenance(
     if ancestor is not None:  # what the initial weights were trained on counts as seen, too
         training["ancestor"] = {key: ancestor.get(key) for key in ("sha256", "training", "held_out")}
     return {
-        "input": {"rule": RULE, "crop": crops[0], "channels": config.data.in_channels}
-        | ({"crops": crops} if len(crops) > 1 else {}),
+        "input": input_contract(config.data, data.shards, data.sources),
         "training": training,
         "held_out": asdict(manifest.held_out),
     }
