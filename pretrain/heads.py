@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import ranks
 
@@ -78,3 +79,26 @@ def mlp(
         if not last:
             layers.append(activation())
     return nn.Sequential(*layers)
+
+
+class DINOHead(nn.Module):
+    """Features [..., E] -> logits [..., K]: an MLP, the unit sphere, then unit prototypes (arXiv 2104.14294).
+
+    Logits are cosines, so a temperature means the same whatever the features' length. Computed in float32
+    under autocast too: with a teacher temperature of 0.04 bfloat16's 3 digits would be 0.2 in the exponent.
+    """
+
+    def __init__(self, dim: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256, layers: int = 3):
+        super().__init__()
+        self.mlp = mlp([dim, *[hidden] * (layers - 1), bottleneck], "none", activation=nn.GELU)
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        self.prototypes = nn.Parameter(nn.init.normal_(torch.empty(prototypes, bottleneck), std=0.02))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cosines with all prototypes, float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.normalize(self.mlp(x.float()), dim=-1, eps=1e-6)
+            return F.linear(x, F.normalize(self.prototypes, dim=-1))

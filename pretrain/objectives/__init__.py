@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from .base import Batch, Facts, Objective, Output
+from .dino import DINO
+from .dinov2 import DINOv2
+from .ijepa import IJEPA
 from .lejepa import LeJEPA
 from .mae import MAE
 from .mocov3 import MoCoV3
@@ -11,6 +14,9 @@ from .simclr import SimCLR
 __all__ = ["OBJECTIVES", "Batch", "Facts", "Objective", "Output"]
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    "dino": DINO,
+    "dinov2": DINOv2,
+    "ijepa": IJEPA,
     "lejepa": LeJEPA,
     "mae": MAE,
     "mocov3": MoCoV3,

@@ -16,10 +16,23 @@ SMALL_ENCODERS: dict[str, dict[str, Any]] = {
     "vit": {"model": "vit_tiny_patch16_224", "patch_size": 8, "img_size": 32, **_TINY},
     "convnet": {"model": "convnext_atto"},
     "vit3d": {"size": "tiny", "patch_size": [8, 8, 8], **_TINY},
+    "swin": {
+        "model": "swin_tiny_patch4_window7_224",
+        "img_size": 64,
+        "kwargs": {"depths": [1, 1, 1, 1], "embed_dim": 12, "num_heads": [1, 2, 2, 2], "window_size": 4},
+    },
+    "vit_any": {"size": "tiny", "patch_size": [8, 8, 8], "patch_size_2d": [8, 8], **_TINY},
 }
+
+# Crops as large as what the loader gives, so that they suit any patch.
+_CROPS = [{"name": "global", "count": 2}, {"name": "local", "count": 2, "scale": [0.1, 0.3]}]
+_HEAD = {"prototypes": 64, "head_hidden": 32, "head_bottleneck": 16, "crops": _CROPS}
 
 # What makes a step of an objective cheap; an objective that is not named runs with its defaults.
 SMALL_OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dino": _HEAD,
+    "dinov2": {**_HEAD, "gram": {"weight": 2.0, "start": 0.3}},
+    "ijepa": {"predictor_dim": 48, "predictor_depth": 1, "predictor_heads": 3},
     "mae": {"decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 3},
 }
 

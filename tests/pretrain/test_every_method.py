@@ -33,6 +33,7 @@ def test_a_step_gives_a_loss_and_every_parameter_a_gradient(name: str, family: s
     objective, encoder, batch = stepped(name, family, ndim)
     for size in objective.sizes(batch.image.shape[2:]):
         encoder.grid(size)
+    stems = {id(p) for p in unused_of_other_axes(encoder, ndim)}
     output = objective.step(batch, encoder)
     assert output.loss.shape == () and torch.isfinite(output.loss)
     assert output.features.shape == (len(batch.image), encoder.embed_dim)
@@ -42,7 +43,6 @@ def test_a_step_gives_a_loss_and_every_parameter_a_gradient(name: str, family: s
         assert output.views.shape[1:] == output.features.shape and len(output.views) >= 2
     output.loss.backward()
     frozen = {id(p) for p in encoder.parameters() if not p.requires_grad}
-    stems = {id(p) for p in unused_of_other_axes(encoder, ndim)}
     for module in (encoder, objective):
         for key, parameter in module.named_parameters():
             if parameter.requires_grad and id(parameter) not in stems:
