@@ -9,12 +9,20 @@ from ...data.config import polymorphic
 from ...data.errors import ConfigError, nearest
 from .base import Encoder, Features, Hide
 from .convnet import ConvNet
+from .swin import Swin
 from .vit import ViT
 from .vit3d import ViT3D
+from .vit_any import ViTAny
 
 __all__ = ["ENCODERS", "Encoder", "Features", "Hide", "build_encoder"]
 
-ENCODERS: dict[str, type[Encoder]] = {"vit": ViT, "convnet": ConvNet, "vit3d": ViT3D}
+ENCODERS: dict[str, type[Encoder]] = {
+    "vit": ViT,
+    "swin": Swin,
+    "convnet": ConvNet,
+    "vit3d": ViT3D,
+    "vit_any": ViTAny,
+}
 
 
 def build_encoder(config: Any) -> Encoder:

@@ -11,7 +11,9 @@ from ...data.errors import ConfigError, nearest
 from .base import Encoder
 
 # What medloom decides: patches are left out by the objective, never at random inside the network.
-RESERVED = ("in_chans", "num_classes", "dynamic_img_size", "patch_drop_rate", "pretrained")
+RESERVED = (
+    "in_chans", "num_classes", "dynamic_img_size", "strict_img_size", "patch_drop_rate", "pretrained"
+)  # fmt: skip
 
 
 def with_user_arguments(arguments: dict[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,3 +82,15 @@ def describe_for_timm(encoder: Encoder, arguments: dict[str, Any]) -> dict[str, 
             "classifier": known.get("classifier"),
         },
     }
+
+
+def groups_of_timm(encoder: Encoder, *, coarse: bool) -> list[list[tuple[str, nn.Parameter]]]:
+    """`Encoder.layer_groups` by timm's own matcher: by stage (coarse) or by block, from the stem on."""
+    from timm.models import group_parameters
+
+    model = cast(Any, encoder).model
+    by_depth = cast(dict[str, int], group_parameters(model, model.group_matcher(coarse=coarse), reverse=True))
+    groups: list[list[tuple[str, nn.Parameter]]] = [[] for _ in range(max(by_depth.values()) + 1)]
+    for name, parameter in encoder.named_parameters():
+        groups[by_depth[name.removeprefix(encoder.inner)]].append((name, parameter))
+    return groups

@@ -1,4 +1,4 @@
-"""What every encoder promises, on every encoder: shapes, keep, pyramid, any size, groups, refusals."""
+"""What every encoder of transformers and timm promises: shapes, keep, pyramid, any size, groups, refusals."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import pytest
 import timm
 import torch
 from medloom.data.errors import ConfigError
-from medloom.pretrain.encoders import ENCODERS, Encoder, build_encoder
+from medloom.pretrain.encoders import Encoder, build_encoder
 from medloom.pretrain.encoders.base import depths_of_pyramid
 from medloom.pretrain.encoders.positions import sincos
 
 SMALL = {"depth": 4, "embed_dim": 48, "num_heads": 3}
+WINDOWS = {"depths": [1, 1, 2, 1], "embed_dim": 12, "num_heads": [1, 2, 2, 2], "window_size": 4}
 # key -> (config, spatial size that fits)
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "vit": ({"name": "vit", "model": "vit_tiny_patch16_224", **SMALL}, (64, 48)),
@@ -26,8 +27,18 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "vit3d": ({"name": "vit3d", "size": "tiny", "patch_size": [4, 8, 8], **SMALL}, (8, 24, 16)),
     "vit3d-registers": ({"name": "vit3d", "size": "tiny", "patch_size": [8, 8, 8], "registers": 3,
                          "layer_scale": 1e-2, "in_channels": 2, **SMALL}, (16, 16, 24)),
+    "vit3d-rope": ({"name": "vit3d", "patch_size": [8, 8, 8], "positions": "rope", "registers": 1, **SMALL},
+                   (16, 16, 24)),
+    "vit_any": ({"name": "vit_any", "patch_size": [4, 8, 8], "patch_size_2d": [8, 8], **SMALL},
+                (8, 24, 16)),
+    "vit_any-2d": ({"name": "vit_any", "patch_size": [4, 8, 8], "patch_size_2d": [8, 8], "registers": 2,
+                    **SMALL}, (24, 16)),
+    "swin": ({"name": "swin", "img_size": 64, "kwargs": WINDOWS}, (64, 96)),
+    "swinv2": ({"name": "swin", "model": "swinv2_tiny_window8_256", "img_size": 64, "in_channels": 1,
+                "kwargs": WINDOWS}, (96, 64)),
 }  # fmt: skip
-TRANSFORMERS = [key for key, (config, _) in CASES.items() if config["name"] != "convnet"]
+TIMM = [key for key, (config, _) in CASES.items() if config["name"] in ("vit", "convnet", "swin")]
+TRANSFORMERS = [key for key, (config, _) in CASES.items() if config["name"] in ("vit", "vit3d", "vit_any")]
 
 
 def make(key: str) -> tuple[Encoder, torch.Tensor]:
@@ -36,10 +47,6 @@ def make(key: str) -> tuple[Encoder, torch.Tensor]:
     config, spatial = CASES[key]
     encoder = build_encoder(config).eval()
     return encoder, torch.randn(2, encoder.in_channels, *spatial)
-
-
-def test_every_family_has_a_case() -> None:
-    assert {config["name"] for config, _ in CASES.values()} == set(ENCODERS)
 
 
 @pytest.mark.parametrize("key", CASES)
@@ -56,7 +63,8 @@ def test_shapes_are_those_promised(key: str) -> None:
     assert levels[-1].shape[2:] == features.grid
     assert torch.allclose(levels[-1].flatten(2).transpose(1, 2), features.tokens, atol=1e-5)
     assert encoder(x).pyramid is None
-    assert len(encoder.patch_size) == encoder.ndim == x.ndim - 2
+    assert x.ndim - 2 in encoder.axes and len(encoder.patch_of(x.ndim - 2)) == x.ndim - 2
+    assert len(encoder.patch_size) == encoder.ndim
     assert encoder.get_parameter(encoder.stem).shape[1] == encoder.in_channels
 
 
@@ -89,7 +97,7 @@ def test_the_order_of_kept_tokens_does_not_matter(key: str) -> None:
 @torch.no_grad()
 def test_hidden_patches_do_not_reach_the_visible_ones(key: str) -> None:
     encoder, x = make(key)
-    patch = encoder.patch_size
+    patch = encoder.patch_of(x.ndim - 2)
     n = encoder(x).tokens.shape[1]
     keep = torch.arange(1, n).expand(2, -1)
     changed = x.clone()
@@ -110,10 +118,10 @@ def test_any_multiple_of_the_patch_is_taken_and_others_are_refused(key: str) -> 
     with pytest.raises(ConfigError, match="channels"):
         encoder(torch.randn(1, encoder.in_channels + 1, *x.shape[2:]))
     with pytest.raises(ConfigError, match="axes"):
-        encoder(x[..., 0])
+        encoder(x[..., 0] if x.ndim - 3 not in encoder.axes else x[..., 0, 0])
 
 
-@pytest.mark.parametrize("key", [k for k in CASES if CASES[k][0]["name"] != "vit3d"])
+@pytest.mark.parametrize("key", TIMM)
 @torch.no_grad()
 def test_pooled_is_what_timm_gives(key: str) -> None:
     encoder, x = make(key)
@@ -127,12 +135,14 @@ def test_layer_groups_hold_every_parameter_once_and_begin_with_the_stem(key: str
     names = [name for group in groups for name, _ in group]
     assert sorted(names) == sorted(name for name, _ in encoder.named_parameters())
     assert encoder.stem in [name for name, _ in groups[0]]
-    if CASES[key][0]["name"] != "convnet":
+    if key in TRANSFORMERS:
         assert len(groups) == 4 + 2
         assert all(f"blocks.{i}." in name for i in range(4) for name, _ in groups[i + 1])
 
 
-@pytest.mark.parametrize("key", ["vit", "dinov3", "convnext", "vit3d-registers"])
+@pytest.mark.parametrize(
+    "key", ["vit", "dinov3", "convnext", "vit3d-registers", "vit3d-rope", "vit_any", "vit_any-2d", "swin"]
+)
 def test_gradients_and_bfloat16(key: str) -> None:
     encoder, x = make(key)
     encoder.train()
@@ -212,6 +222,11 @@ def test_pyramids_of_transformers_end_at_the_last_block() -> None:
         ({"name": "vit3d", "size": "smal"}, "did you mean small"),
         ({"name": "vit3d", "patch_size": [8, 8]}, "three sides"),
         ({"name": "vit3d", "embed_dim": 50, "num_heads": 4}, "multiple of 4 heads"),
+        ({"name": "vit3d", "positions": "ropes"}, "did you mean rope"),
+        ({"name": "vit3d", "positions": "both", "embed_dim": 48, "num_heads": 12}, "48 / 12 heads is 4"),
+        ({"name": "vit_any", "patch_size_2d": [8, 8, 8]}, "two sides"),
+        ({"name": "swin", "model": "vit_tiny_patch16_224"}, "strict_img_size|choose a swin"),
+        ({"name": "swin", "kwargs": {"strict_img_size": True}}, "strict_img_size is set by medloom"),
         ({"model": "x"}, "name"),
     ],
 )
