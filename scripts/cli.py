@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("data", "from public datasets to a clean collection: fetch, and more"),
     "shards": ("shards", "build, check and show shards"),
     "gallery": ("gallery", "shards as a page to look through: modality x organ, slices, label maps"),
+    "methods": ("methods", "pretraining methods: what each is good for, and with which encoders it runs"),
     "pretrain": ("pretrain", "pretrain an encoder from shards"),
     "finetune": ("finetune", "fine-tune an encoder on a held-out task, beside the from-scratch baseline"),
     "evaluate": ("evaluate", "score a fine-tuned run on its test split: per-case table and report"),
