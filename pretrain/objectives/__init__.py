@@ -8,8 +8,13 @@ from .dinov2 import DINOv2
 from .ijepa import IJEPA
 from .lejepa import LeJEPA
 from .mae import MAE
+from .mdae import MDAE
 from .mocov3 import MoCoV3
 from .simclr import SimCLR
+from .swinunetr import SwinUNETRPretext
+from .voco import VoCo
+from .simmim import SimMIM
+from .spark import SparK
 
 __all__ = ["OBJECTIVES", "Batch", "Facts", "Objective", "Output"]
 
@@ -19,6 +24,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ijepa": IJEPA,
     "lejepa": LeJEPA,
     "mae": MAE,
+    "mdae": MDAE,
     "mocov3": MoCoV3,
     "simclr": SimCLR,
+    "swinunetr": SwinUNETRPretext,
+    "voco": VoCo,
+    "simmim": SimMIM,
+    "spark": SparK,
 }

@@ -34,6 +34,8 @@ SMALL_OBJECTIVES: dict[str, dict[str, Any]] = {
     "dinov2": {**_HEAD, "gram": {"weight": 2.0, "start": 0.3}},
     "ijepa": {"predictor_dim": 48, "predictor_depth": 1, "predictor_heads": 3},
     "mae": {"decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 3},
+    "mdae": {"decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 3},
+    "spark": {"decoder_width": 8, "decoder_most": 16},
 }
 
 

@@ -9,10 +9,11 @@ import torch
 from medloom.data.errors import ConfigError
 from medloom.pretrain.diagnostics import feature_std, rankme
 from medloom.pretrain.encoders import Encoder, build_encoder
-from medloom.pretrain.losses.reconstruction import masked_mse, normalise_patches
+from medloom.pretrain.losses.reconstruction import normalise_patches
 from medloom.pretrain.objectives import OBJECTIVES, Batch
-from medloom.pretrain.objectives.mae import MAE, expand_mask, patchify, unpatchify
+from medloom.pretrain.objectives.mae import MAE
 from medloom.pretrain.optim import adamw, param_groups
+from medloom.pretrain.pixels import expand_mask, patchify
 from medloom.pretrain.views import ViewConfig
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -88,47 +89,11 @@ def test_hidden_pixels_never_reach_the_prediction(key: str) -> None:
     objective, encoder, batch = make(key, mask_ratio=0.5)
     objective.eval()
     encoder.eval()
-    mask = objective.mask(batch, encoder)
-    hidden = expand_mask(mask.hidden(), encoder.grid(batch.image.shape[2:]), encoder.patch_size)
-    changed = torch.where(hidden, torch.randn_like(batch.image) * 7, batch.image)
-    before = objective.reconstruct(batch.image, mask, encoder)[0]
-    assert torch.equal(before, objective.reconstruct(changed, mask, encoder)[0])
-
-
-def test_only_hidden_patches_count() -> None:
-    generator = torch.Generator().manual_seed(0)
-    predicted, target = torch.randn(2, 6, 5, generator=generator), torch.randn(2, 6, 5, generator=generator)
-    hidden = torch.tensor([[1, 0, 1, 0, 0, 1], [0, 1, 1, 1, 0, 0]], dtype=torch.bool)
-    loss = masked_mse(predicted, target, hidden)
-    assert float(loss) == pytest.approx(float((predicted - target)[hidden].square().mean()), rel=1e-6)
-    visible_changed = torch.where(hidden[..., None], target, target + 100)
-    assert torch.equal(masked_mse(predicted, visible_changed, hidden), loss)
-    hidden_changed = torch.where(hidden[..., None], target + 1, target)
-    assert not torch.equal(masked_mse(predicted, hidden_changed, hidden), loss)
-    predicted.requires_grad_()
-    masked_mse(predicted, target, hidden).backward()
-    assert predicted.grad is not None and not predicted.grad[~hidden].any()
-    assert float(masked_mse(predicted.detach(), target, torch.zeros_like(hidden))) == 0.0
-
-
-def test_normalised_patches_have_mean_0_and_variance_1_and_even_ones_are_0() -> None:
-    patches = torch.randn(2, 7, 64) * 40 + 300
-    patches[0, 0] = 5.0
-    normal, mean, deviation = normalise_patches(patches)
-    assert torch.equal(normal[0, 0], torch.zeros(64))
-    assert torch.allclose(normal[1].mean(-1), torch.zeros(7), atol=1e-4)
-    assert torch.allclose(normal[1].var(-1), torch.ones(7), atol=1e-3)
-    assert torch.allclose(normal * deviation + mean, patches, atol=1e-3)
-
-
-@pytest.mark.parametrize(("spatial", "patch"), [((8, 12), (4, 2)), ((4, 6, 8), (2, 3, 4))])
-def test_patches_go_there_and_back(spatial: tuple[int, ...], patch: tuple[int, ...]) -> None:
-    x = torch.arange(2 * 3 * torch.Size(spatial).numel(), dtype=torch.float32).reshape(2, 3, *spatial)
-    patches = patchify(x, patch)
-    grid = [s // p for s, p in zip(spatial, patch, strict=True)]
-    assert torch.equal(unpatchify(patches, grid, patch), x)
-    corner = x[(0, slice(None), *(slice(0, p) for p in patch))]
-    assert torch.equal(patches[0, 0], corner.movedim(0, -1).reshape(-1))
+    hidden = objective.hidden(batch.image, batch, encoder, None)
+    whole = expand_mask(hidden, encoder.grid(batch.image.shape[2:]), encoder.patch_size)
+    changed = torch.where(whole, torch.randn_like(batch.image) * 7, batch.image)
+    before = objective.reconstruct(batch.image, hidden, encoder)[0]
+    assert torch.equal(before, objective.reconstruct(changed, hidden, encoder)[0])
 
 
 @pytest.mark.parametrize("norm_pixels", [True, False])
@@ -244,7 +209,7 @@ def test_wrong_sizes_are_refused() -> None:
 def test_mask_blocks_hide_larger_pieces() -> None:
     objective, encoder, _ = make("vit", mask_block=2, mask_ratio=0.5)
     batch = Batch(image=torch.randn(2, 1, 64, 64), position=torch.tensor([0, 1]), seed=0)
-    hidden = objective.mask(batch, encoder).hidden().reshape(2, 2, 2, 2, 2)
+    hidden = objective.hidden(batch.image, batch, encoder, None).reshape(2, 2, 2, 2, 2)
     assert torch.equal(hidden.any(4).any(2), hidden.all(4).all(2))
     assert torch.isfinite(objective.step(batch, encoder).loss)
 
