@@ -11,10 +11,10 @@ from .mae import MAE
 from .mdae import MDAE
 from .mocov3 import MoCoV3
 from .simclr import SimCLR
-from .swinunetr import SwinUNETRPretext
-from .voco import VoCo
 from .simmim import SimMIM
 from .spark import SparK
+from .swinunetr import SwinUNETRPretext
+from .voco import VoCo
 
 __all__ = ["OBJECTIVES", "Batch", "Facts", "Objective", "Output"]
 
@@ -27,8 +27,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mdae": MDAE,
     "mocov3": MoCoV3,
     "simclr": SimCLR,
-    "swinunetr": SwinUNETRPretext,
-    "voco": VoCo,
     "simmim": SimMIM,
     "spark": SparK,
+    "swinunetr": SwinUNETRPretext,
+    "voco": VoCo,
 }

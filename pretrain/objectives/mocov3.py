@@ -101,6 +101,6 @@ class MoCoV3(Objective):
 
 
 def freeze_stem(encoder: Encoder) -> None:
-    """Hold the layer that meets the pixels at its values."""
-    layer = encoder.get_submodule(encoder.stem.rpartition(".")[0])
-    layer.requires_grad_(False)
+    """Hold the layers that meet the pixels at their values: one, or one for pictures and one for volumes."""
+    for stem in getattr(encoder, "stems", (encoder.stem,)):
+        encoder.get_submodule(stem.rpartition(".")[0]).requires_grad_(False)
