@@ -1,9 +1,10 @@
 """The callback that turns steps into rows: metrics.jsonl, W&B, the progress line, probes, panels, alarms.
 
-One row a step at most. A row closes a window of steps (mean loss and gradient norm over steps and ranks),
-adds what is true at its step (rate, diagnostics of the last batch's features) and what the clock says. Row
-steps, and therefore the numbers, do not depend on where a run was interrupted. `data_wait` is the share of
-the time in which training stood still for the next batch: above a tenth, the loader is the bottleneck.
+One row a step at most. A row closes a window of steps (mean loss and gradient norms over steps and ranks),
+adds what is true at its step (rate, diagnostics of the last batch's features) and what the clock says
+(`CLOCK`). Row steps, and therefore the other numbers, do not depend on where a run was interrupted.
+`data_wait` is the share of the time in which training stood still for the next batch: above a tenth, the
+loader is the bottleneck. `overhead` is the share that diagnostics, probes and panels took.
 
 RankMe of a batch is bounded by the batch size: compare it within a run.
 """
@@ -20,12 +21,18 @@ import pytorch_lightning as pl
 import torch
 
 from ..data.config import to_dict
+from . import ranks
+from .alarms import Alarm, Watch
 from .config import PretrainConfig
-from .diagnostics import alarm, feature_std, rankme
+from .diagnostics import describe
 from .module import PretrainModule
-from .tracking import Journal, Tracker
+from .speed import Speed, peak
+from .tracking import METRICS, Journal, Tracker, read_rows
 
 log = logging.getLogger(__name__)
+
+# Keys of a row that the clock decides: no two runs agree on them.
+CLOCK = ("time", "samples_per_s", "tokens_per_s", "data_wait", "overhead", "mfu", "gpu_memory_gb")
 
 Progress = Callable[[int, int, str], None]
 Probe = Callable[[PretrainModule], dict[str, float]]
@@ -55,7 +62,12 @@ class Recorder(pl.Callback):
         self.panels: Panels | None = None
         self.row: dict[str, Any] = {}
         self.finished = False  # set by the run when the last step is done
-        self._alarms: set[str] = set()
+        self._watch = Watch(config.optim.warmup_fraction * config.steps)
+        self._standing: list[Alarm] = []
+        if main:  # alarms look at several rows: a resumed run goes on with those that it wrote
+            for row in read_rows(folder / METRICS):
+                self._standing = self._watch.see(row)
+        self._speed = Speed()
         self._begin = 0.0
         self._row_step = self._step = -1
 
@@ -63,76 +75,101 @@ class Recorder(pl.Callback):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._speed.leave()
         if self.tracker is not None:
             self.tracker.finish({"finished": self.finished, **self.row}, failed=kind is not None)
         if self.journal is not None:
             self.journal.close()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Start the clock; tell the first line of progress."""
+        """Measure the device's peak, start the clock; tell the first line of progress."""
+        self._speed.peak = peak(pl_module.device, str(trainer.precision))
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._begin = time.monotonic()
         self._row_step = self._step = trainer.global_step
         self._tell(trainer.global_step)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Count the work of the first batch of each shape."""
+        self._speed.start(batch["image"].shape, pl_module.encoder)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Leave nothing behind that would count what runs after a failed step."""
+        self._speed.leave()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the row of this step when one is due."""
+        self._speed.stop(batch["image"].shape)
         step = trainer.global_step
         if step == self._step:  # a micro-batch of an unfinished step
             pl_module.end_of_work()
             return
         self._step = step
         if self._due(step):
-            row = self._row(trainer, pl_module, step)
-            images: dict[str, Path] = {}
-            if trainer.is_global_zero:
-                if self.probe is not None and self._at(step, self.config.probe.every_steps):
-                    row.update(self.probe(pl_module))
-                if self.panels is not None and self._at(step, self.config.panels.every_steps):
-                    images = self.panels(pl_module, step)
-                self._write(row, images)
+            self._record(trainer, pl_module, step)
         else:
             pl_module.end_of_work()
         self._tell(step)
 
+    def _record(self, trainer: pl.Trainer, module: PretrainModule, step: int) -> None:
+        """Everything that is due at `step`; collective: every rank calls it."""
+        row, seconds = self._measured(module, step)
+        begin = time.perf_counter()  # the device has done its work: from here on it is overhead
+        features, views = gathered(module.features), gathered(module.views, axis=1)
+        if trainer.is_global_zero:
+            row |= describe(torch.zeros(0, 1) if features is None else features, views)
+        if self.probe is not None and self._at(step, self.config.probe.every_steps or 0):
+            row |= self.probe(module)
+        images: dict[str, Path] = {}
+        if trainer.is_global_zero:
+            if self.panels is not None and self._at(step, self.config.panels.every_steps):
+                images = self.panels(module, step)
+            spent = time.perf_counter() - begin
+            row["overhead"] = spent / max(seconds + spent, 1e-9)
+            self._alarm(row)
+            self._write(row, images)
+
     def _due(self, step: int) -> bool:
-        every = [self.config.trainer.log_every, self.config.probe.every_steps, self.config.panels.every_steps]
+        config = self.config
+        every = [config.trainer.log_every, config.probe.every_steps or 0, config.panels.every_steps]
         return step == 1 or any(self._at(step, steps) for steps in every)
 
     def _at(self, step: int, every: int) -> bool:
         return step == self.config.steps or (every > 0 and step % every == 0)
 
-    def _row(self, trainer: pl.Trainer, module: PretrainModule, step: int) -> dict[str, Any]:
-        """The row of `step`; collective: every rank calls it."""
+    def _measured(self, module: PretrainModule, step: int) -> tuple[dict[str, Any], float]:
+        """What was measured since the last row, and the seconds of training in it; a collective call."""
         module.check_finite()
         means = module.window.close()
-        features = gathered(module.features)
         module.end_of_work()  # after the values are on the CPU: now the device has done the work, too
         samples = module.plan.samples(step)
-        seconds = module.wait_seconds + module.work_seconds
+        seconds = max(module.wait_seconds + module.work_seconds, 1e-9)
         done = samples - module.plan.samples(self._row_step)
         row = {
             "step": step, "samples": samples, "time": round(time.monotonic() - self._begin, 3), **means,
-            "lr": module.rate(step - 1), "feature_std": feature_std(features), "rankme": rankme(features),
-            "samples_per_s": done / max(seconds, 1e-9), "data_wait": module.wait_seconds / max(seconds, 1e-9),
+            "lr": module.rate(step - 1), "samples_per_s": done / seconds,
+            "data_wait": module.wait_seconds / seconds, **self._speed.close(seconds, ranks.world()),
         }  # fmt: skip
         if torch.cuda.is_available() and module.device.type == "cuda":
             row["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(module.device) / 2**30, 3)
         self._row_step = step
         module.wait_seconds = module.work_seconds = 0.0
-        if step > self.config.optim.warmup_fraction * self.config.steps:
-            self._alarm(row, alarm(features), trainer.is_global_zero)
-        return row
+        return row, seconds
 
-    def _alarm(self, row: dict[str, Any], fired: str | None, speak: bool) -> None:
-        if fired is None:
-            return
-        row["alarm"] = fired
-        rule = fired.split()[0]
-        if speak and rule not in self._alarms:
-            self._alarms.add(rule)
-            log.warning("step %d: %s", row["step"], fired)
+    def _alarm(self, row: dict[str, Any]) -> None:
+        """Put what fires into the row; say each alarm once, as long as it stands."""
+        before = {alarm.name for alarm in self._standing}
+        self._standing = self._watch.see(row)
+        if self._standing:
+            row["alarm"] = " | ".join(map(str, self._standing))
+        for alarm in self._standing:
+            if alarm.name not in before:
+                log.warning("step %d: %s", alarm.step, alarm)
+        for name in sorted(before - {alarm.name for alarm in self._standing}):
+            log.info("step %d: alarm %s is over", row["step"], name)
 
     def _write(self, row: dict[str, Any], images: dict[str, Path]) -> None:
         self.row = row
@@ -145,24 +182,20 @@ class Recorder(pl.Callback):
     def _tell(self, step: int) -> None:
         if self.progress is None:
             return
-        detail = "starting"
-        if self.row:
-            detail = (
-                f"loss {self.row['loss']:.4f} · {self.row['samples_per_s']:.0f} samples/s · "
-                f"data wait {100 * self.row['data_wait']:.0f} %"
-            )
+        detail, row = "starting", self.row
+        if row:
+            parts = [
+                f"loss {row['loss']:.4f}", f"rank {row['rankme']:.0f}",
+                f"{row['samples_per_s']:.0f} samples/s", f"data wait {100 * row['data_wait']:.0f} %",
+                f"MFU {100 * row['mfu']:.0f} %",
+                *(f"ALARM {alarm.name}" for alarm in self._standing),
+            ]  # fmt: skip
+            detail = " · ".join(parts)
         self.progress(step, self.config.steps, f"pretrain {self.config.name} | {detail}")
 
 
-def gathered(features: torch.Tensor | None) -> torch.Tensor:
-    """Features [B, E] of all ranks, float32 on the CPU (a collective call)."""
-    import torch.distributed as dist
-
-    if features is None:
-        return torch.zeros(0, 1)
-    features = features.float().contiguous()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        parts = [torch.empty_like(features) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, features)
-        features = torch.cat(parts)
-    return features.cpu()
+def gathered(x: torch.Tensor | None, axis: int = 0) -> torch.Tensor | None:
+    """Rows along `axis` of all ranks, float32 on the CPU (a collective call); None stays None."""
+    if x is None:
+        return None
+    return ranks.gather(x.detach().float().transpose(0, axis).contiguous()).transpose(0, axis).cpu()

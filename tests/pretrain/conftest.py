@@ -93,11 +93,10 @@ def tiny_config(tiny_shards: Path) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def rows_of() -> Callable[[Path], list[dict[str, Any]]]:
     """run folder -> metrics.jsonl without what the clock says."""
+    from medloom.pretrain.recorder import CLOCK
     from medloom.pretrain.tracking import METRICS, read_rows
 
-    clock = ("time", "samples_per_s", "data_wait")
-
     def rows(run: Path) -> list[dict[str, Any]]:
-        return [{k: v for k, v in row.items() if k not in clock} for row in read_rows(run / METRICS)]
+        return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(run / METRICS)]
 
     return rows
