@@ -62,6 +62,11 @@ class LeJEPA(Objective):
                 )
         if not 0 < config.sigreg < 1:
             raise ConfigError(f"objective.sigreg is {config.sigreg}; a weight between 0 and 1, e.g. 0.05")
+        if config.knots < 2 or config.t_max <= 0 or config.directions < 1:
+            raise ConfigError(
+                f"objective.knots {config.knots}, t_max {config.t_max}, directions {config.directions}: at "
+                "least 2 points, a frequency above 0 and one direction"
+            )
         hidden = config.hidden_dim
         self.projector = mlp([encoder.embed_dim, hidden, hidden, config.out_dim])
 

@@ -48,6 +48,11 @@ def test_value_and_gradient_are_the_integral() -> None:
     torch.testing.assert_close(gradients[0], exact[0], atol=1e-5, rtol=1e-5)
 
 
+def test_its_own_backward_pass_is_the_derivative() -> None:
+    x = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    assert torch.autograd.gradcheck(lambda v: epps_pulley(v, 9, 4.0), x.requires_grad_())
+
+
 def test_two_ranks_are_one_process() -> None:
     x, toward = embeddings()
     value, gradients = one_process(whole, x, toward)
