@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 CHANNEL_FIELDS = ("low", "high", "mean", "std")  # float32 [C] a sample
-ARRAY_FIELDS = {"spacing": np.float32, "position": np.int64, "modality": np.int64}
+ARRAY_FIELDS = {"spacing": np.float32, "position": np.int64, "modality": np.int64, "label": np.int64}
+ALIGNMENT = 64  # bytes, of a label map behind the images
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -25,7 +26,12 @@ def tensors(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
+Allocate = Callable[..., np.ndarray]  # (shape, dtype), or (shape, dtype, bytes of the batch in front)
+
+
+def new_array(shape: tuple[int, ...], dtype: np.dtype, behind: int = 0) -> np.ndarray:
+    """Memory of its own, wherever other parts of the batch lie."""
+    return np.empty(shape, dtype)
 
 
 class Canvas:
@@ -58,19 +64,23 @@ class Canvas:
 
 
 def stack(
-    samples: Sequence[dict[str, Any]], allocate: Allocate = np.empty, canvas: Canvas | None = None
+    samples: Sequence[dict[str, Any]], allocate: Allocate = new_array, canvas: Canvas | None = None
 ) -> dict[str, Any]:
     """Samples as one batch of arrays, by the same names; fields that are not known here become lists.
 
     Args:
-        allocate: gives the memory of the images [B, C, ...], C the largest of the samples.
+        allocate: gives the memory of the images [B, C, ...], C the largest of the samples, and then that of
+            the label maps; of crops that are to be zoomed it is one row [n], and `shape` says what is in it.
         canvas: where images may lie already, in the same memory.
     """
     images = [sample["image"] for sample in samples]
     channels = max(len(image) for image in images)
     dtype = smallest_dtype({image.dtype for image in images})
     batch: dict[str, Any] = {}
-    if canvas is not None and canvas.images is not None and canvas.holds(images):
+    if "zoomed" in samples[0]:
+        batch["image"] = _in_a_row(images, dtype, allocate)
+        batch["shape"] = [image.shape for image in images]
+    elif canvas is not None and canvas.images is not None and canvas.holds(images):
         batch["image"] = canvas.images
     else:
         if canvas is not None and canvas.images is not None:  # would be overwritten before they are copied
@@ -86,9 +96,26 @@ def stack(
             batch[name] = np.array(values, np.float32)
         elif name in ARRAY_FIELDS:
             batch[name] = np.asarray(values, ARRAY_FIELDS[name])
+        elif name == "mask":
+            shape, behind = (len(values), *values[0].shape), aligned(batch["image"].nbytes)
+            batch[name] = np.stack(values, out=allocate(shape, values[0].dtype, behind))
         else:
             batch[name] = values
     return batch
+
+
+def aligned(size: int) -> int:
+    """The first multiple of `ALIGNMENT` from `size` on."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _in_a_row(images: Sequence[np.ndarray], dtype: np.dtype, allocate: Allocate) -> np.ndarray:
+    """Images of any sizes behind one another, without padding."""
+    row, start = allocate((sum(image.size for image in images),), dtype), 0
+    for image in images:
+        row[start : start + image.size] = image.ravel()
+        start += image.size
+    return row
 
 
 def smallest_dtype(dtypes: set[np.dtype]) -> np.dtype:

@@ -18,13 +18,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..errors import LoaderError, MedloomError
+from ..stream.config import StreamConfig
 from ..stream.steps import PositionBatches, StepPlan
 from ..stream.stream import Stream
+from .batches import ALIGNMENT
 from .parcels import Batches, BatchReader, Requests, unpack
 from .ring import Event, Ring
 from .workers import ChildHandler, end_workers, loss, start_worker, starting
 
 _WIDEST = 4  # bytes of the widest pixel, see `batches.smallest_dtype`
+_LABEL = 2  # of a pixel of a label map
 
 
 class Loader(DataLoader[Any]):
@@ -136,7 +139,8 @@ class Loader(DataLoader[Any]):
 def copy_to_device(batch: dict[str, Any], device: torch.device) -> tuple[dict[str, Any], Event]:
     """Start to copy a batch to a CUDA device; the event is complete when all of it has arrived."""
     moved = {
-        # The image lies in pinned memory. torch pins the small tensors, and keeps them until they are copied.
+        # The image lies in pinned memory. torch pins copies of the others (label maps are the largest), and
+        # keeps them until they have arrived.
         name: (value if name == "image" else value.pin_memory()).to(device, non_blocking=True)
         if isinstance(value, torch.Tensor)
         else value
@@ -174,6 +178,8 @@ def loader(
 
     Batches: image [b, C, ...] in the smallest dtype that holds all of them, C 1 or `in_channels`; low, high,
     mean, std float32 [b, C]; position, modality int64 [b]; spacing float32 [b, ndim]; key, replaced: lists.
+    With `data.labels` label int64 [b], with `data.masks` mask int16 [b, ...], with `data.zoom` image [n]; see
+    `Stream.__getitems__`.
 
     Args:
         plan: positions of each step; None: `stream.plan`.
@@ -186,23 +192,29 @@ def loader(
     batches = PositionBatches(
         plan or stream.plan, rank=rank, world=world, start_step=start_step, steps=steps, accumulate=accumulate
     )
-    pixels = [
-        p.batch_size // (world * accumulate) * math.prod(p.crop) * p.in_channels for p in stream.config.each()
-    ]
+    parts = world * accumulate
+    slot_bytes = max(part.batch_size // parts * _largest(part) + ALIGNMENT for part in stream.config.each())
     workers, samples = min(stream.config.workers, len(batches)), stream
     if stream.config.mode == "sequential":
         from .sequential import SequentialSamples
 
-        batch = stream.config.batch_size // (world * accumulate)
+        batch = stream.config.batch_size // parts
         samples = SequentialSamples(
             stream, rank=rank, world=world, workers=workers, batches=start_step * accumulate, batch=batch
         )
     return Loader(
         BatchReader(samples),
         batches,
-        slot_bytes=max(pixels) * _WIDEST,
+        slot_bytes=slot_bytes,
         workers=workers,
         prefetch=stream.config.prefetch,
         keep=keep,
         context=context,
     )
+
+
+def _largest(config: StreamConfig) -> int:
+    """Bytes of a crop and its label map in the ring, at most."""
+    factor = config.zoom[1] if config.zoom else 1.0
+    box = math.prod(max(1, round(n * factor)) for n in config.crop)
+    return box * config.in_channels * _WIDEST + (math.prod(config.crop) * _LABEL if config.masks else 0)

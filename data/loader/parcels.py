@@ -7,18 +7,22 @@ left in the slot. Both are small and pickled as they are: no tensors, no descrip
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import MedloomError
 from ..stream.crop_reader import Place
-from .batches import Canvas, stack, tensors
+from .batches import Canvas, aligned, stack, tensors
 from .ring import Ring
 
 log = logging.getLogger(__name__)
+
+_BYTE = np.dtype(np.uint8)
 
 
 class Samples(Protocol):
@@ -47,6 +51,7 @@ class Parcel(NamedTuple):
     dtype: str
     image: np.ndarray | None
     fields: dict[str, Any]
+    mask: tuple[tuple[int, ...], str] | None = None  # shape and dtype of label maps behind the image
 
 
 class BatchReader(Dataset):
@@ -63,8 +68,8 @@ class BatchReader(Dataset):
         positions, slot = request
         kept: list[np.ndarray] = []
 
-        def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-            found = None if self.ring is None or slot is None else self.ring.array(slot, shape, dtype)
+        def allocate(shape: tuple[int, ...], dtype: np.dtype, behind: int = 0) -> np.ndarray:
+            found = None if self.ring is None or slot is None else self.ring.array(slot, shape, dtype, behind)
             if found is None:
                 found = np.empty(shape, dtype)
                 kept.append(found)
@@ -75,9 +80,12 @@ class BatchReader(Dataset):
             batch = stack(self.stream.__getitems__(positions, canvas.place), allocate, canvas)
         except MedloomError as error:
             return error
-        image = batch.pop("image")
+        image, mask = batch.pop("image"), batch.get("mask")
         sent = next((array for array in kept if array is image), None)
-        return Parcel(slot, image.shape, image.dtype.str, sent, batch)
+        behind = None
+        if sent is None and mask is not None and all(array is not mask for array in kept):
+            behind = mask.shape, batch.pop("mask").dtype.str
+        return Parcel(slot, image.shape, image.dtype.str, sent, batch, behind)
 
 
 class Requests(Sampler[tuple[Sequence[int], int | None]]):
@@ -109,9 +117,26 @@ class Requests(Sampler[tuple[Sequence[int], int | None]]):
 def unpack(parcel: Parcel, ring: Ring | None) -> dict[str, Any]:
     """The batch as tensors; the image is a view of its slot, and gives it back when it goes."""
     image = parcel.image
+    if image is None and parcel.mask is not None:
+        return _with_mask(parcel, ring)
     if image is None:
         assert ring is not None and parcel.slot is not None, "only a ring has slots"
         image = ring.lend(parcel.slot, parcel.shape, np.dtype(parcel.dtype))
     elif ring is not None and parcel.slot is not None:
         ring.release(parcel.slot)
     return tensors({"image": image, **parcel.fields})
+
+
+def _with_mask(parcel: Parcel, ring: Ring | None) -> dict[str, Any]:
+    """`unpack` where label maps lie behind the image: two views of one array keep the slot."""
+    assert ring is not None and parcel.slot is not None and parcel.mask is not None, "only a ring has slots"
+    parts = {"image": (parcel.shape, np.dtype(parcel.dtype), 0)}
+    size = math.prod(parcel.shape) * parts["image"][1].itemsize
+    parts["mask"] = (parcel.mask[0], np.dtype(parcel.mask[1]), aligned(size))
+    shape, dtype, behind = parts["mask"]
+    slot = torch.from_numpy(ring.lend(parcel.slot, (behind + math.prod(shape) * dtype.itemsize,), _BYTE))
+    views: dict[str, Any] = {}
+    for name, (shape, dtype, behind) in parts.items():
+        part = slot[behind : behind + math.prod(shape) * dtype.itemsize]
+        views[name] = part.view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
+    return tensors(views | parcel.fields)

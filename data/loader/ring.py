@@ -64,11 +64,11 @@ class Ring:
         assert_spawning(self)  # the descriptor can travel only with a process that starts
         return (_attached, (self.slots, self.slot_bytes, reduction.DupFd(self._file)))
 
-    def array(self, slot: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
-        """The start of a slot as an array of this shape; None when it does not fit."""
-        if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize > self.slot_bytes:
+    def array(self, slot: int, shape: tuple[int, ...], dtype: np.dtype, behind: int = 0) -> np.ndarray | None:
+        """A part of a slot, `behind` so many bytes, as an array of this shape; None when it does not fit."""
+        if behind + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize > self.slot_bytes:
             return None
-        return np.ndarray(shape, dtype, buffer=self._memory, offset=slot * self.slot_bytes)
+        return np.ndarray(shape, dtype, buffer=self._memory, offset=slot * self.slot_bytes + behind)
 
     def take(self) -> int | None:
         """A free slot for a request. Without one, wait for the oldest copy; None when none is running."""

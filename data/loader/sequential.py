@@ -128,7 +128,7 @@ class SequentialSamples:
         samples = []
         for row, (position, drawn) in enumerate(zip(positions, draws, strict=True)):
             opened, ref, replaced = self._sample(position // crops)
-            reader = CropReader(config, cast(Any, _Passing(opened)))
+            reader = CropReader(config, cast(Any, _Passing(opened)), self.stream.targets)
             meta, here = opened.meta(ref.ordinal), place(row) if place else None
             samples.append(reader.read(ref, meta, position, drawn, here) | {"replaced": replaced})
         return samples
@@ -270,6 +270,11 @@ class _Passing:
 
     def read_resized(self, ref: SampleRef, box: Sequence[float], size: Sequence[int]) -> np.ndarray:
         return self._opened.read_resized(ref.ordinal, box, size)
+
+    def read_mask_resized(
+        self, ref: SampleRef, box: Sequence[float], size: Sequence[int]
+    ) -> np.ndarray | None:
+        return self._opened.read_mask_resized(ref.ordinal, box, size)
 
 
 class _Pieces(io.RawIOBase):

@@ -20,7 +20,7 @@ from ..errors import ShardError
 from .format import DAMAGED, KIND_IMAGE, KIND_JPEG, KIND_MASK, checksum
 from .frame import Fetch, read_box
 from .index import Index, MemberRow, read_exactly
-from .pictures import check_box, decode_jpeg, resize, resize_jpeg
+from .pictures import check_box, decode_jpeg, nearest_voxels, resize, resize_jpeg
 
 LONGEST_AHEAD = 4 << 20  # bytes of a JPEG that is fetched with its JSON
 
@@ -82,6 +82,23 @@ class OpenShard:
         """The label map, or a box of it."""
         member = next((row for row in self._members(ordinal) if row.kind == KIND_MASK), None)
         return None if member is None else self._array(member, origin, shape)
+
+    def read_mask_resized(self, ordinal: int, box: Sequence[float], size: Sequence[int]) -> np.ndarray | None:
+        """A box of the label map at another size, by nearest neighbour."""
+        member = next((row for row in self._members(ordinal) if row.kind == KIND_MASK), None)
+        if member is None:
+            return None
+        axes = len(size)
+        with self._naming(member):
+            place = [
+                nearest_voxels(low, high, n)
+                for low, high, n in zip(box[:axes], box[axes:], size, strict=True)
+            ]
+            low = [int(p[0]) for p in place]
+            labels = self._array(member, low, [int(p[-1]) + 1 - o for p, o in zip(place, low, strict=True)])
+        if labels.shape == tuple(size):  # not a voxel between the first and the last is left out
+            return labels
+        return labels[np.ix_(*(p - o for p, o in zip(place, low, strict=True)))]
 
     def read_resized(self, ordinal: int, box: Sequence[float], size: Sequence[int]) -> np.ndarray:
         """A box of a picture at another size."""

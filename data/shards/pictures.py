@@ -44,6 +44,11 @@ def resize(image: np.ndarray, box: Sequence[float], size: Sequence[int]) -> np.n
     return stacked.astype(image.dtype)
 
 
+def nearest_voxels(start: float, stop: float, count: int) -> np.ndarray:
+    """Voxels under the centres of `count` equal parts of [start, stop); voxel i reaches from i to i + 1."""
+    return np.floor(start + (np.arange(count) + 0.5) * ((stop - start) / count)).astype(np.int64)
+
+
 def resize_jpeg(data: bytes, box: Sequence[float], size: Sequence[int]) -> np.ndarray:
     """As `resize`, from JPEG bytes, decoded at the scale nearest above the output. Raises ShardError."""
     with Pillow.open(io.BytesIO(data)) as picture:

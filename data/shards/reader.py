@@ -163,6 +163,26 @@ class Shards:
         """
         return self._handle(ref.shard).read_resized(ref.ordinal, box, size)
 
+    def read_mask_resized(
+        self, ref: SampleRef, box: Sequence[float], size: Sequence[int]
+    ) -> np.ndarray | None:
+        """A box of the label map at another size: the label under the centre of each pixel or voxel.
+
+        On the same box and size it lies on the pixels of `read_resized`. All stored voxels of the box are
+        decoded; label maps have no smaller levels.
+
+        Args:
+            box: (y0, x0, y1, x1) or (z0, y0, x0, z1, y1, x1), ends exclusive, fractions allowed.
+            size: spatial shape of the result.
+
+        Returns:
+            Unsigned integers [*size]; None when the sample has no label map.
+
+        Raises:
+            ShardError: the box is not inside the map, or what is stored is damaged.
+        """
+        return self._handle(ref.shard).read_mask_resized(ref.ordinal, box, size)
+
     def sample(self, ref: SampleRef) -> Sample:
         """Everything stored for one sample, decoded."""
         meta = self.meta(ref)

@@ -27,6 +27,7 @@ class ShapeClass:
     crop_scale: list[float] | None = None
     aspect: list[float] | None = None
     foreground: float | None = None
+    zoom: list[float] | None = None
     snap: int | None = None
     crops_per_sample: int | None = None
     alpha: float | None = None
@@ -55,6 +56,10 @@ class StreamConfig:
     crop_scale: list[float] = field(default_factory=lambda: [0.4, 1.0])  # 2D: share of the image's area
     aspect: list[float] = field(default_factory=lambda: [0.75, 4 / 3])  # 2D: width / height of the box
     foreground: float = 0.5  # 3D: share of the crops that are centred on a brick with tissue
+    zoom: list[float] = field(
+        default_factory=list
+    )  # 3D: a crop shows `crop` times a factor drawn here, log-uniform, and is resampled to `crop` on the
+    # device: [0.5, 2.0] gives crops of half to twice the stored spacing; empty: the stored spacing
     snap: int = 32  # 3D: origins are multiples of this many voxels where the volume is larger; 1: any origin
     crops_per_sample: int = 1  # consecutive positions that crop the same sample: one metadata read for all
     epoch: str = "steps"  # steps: sources repeat as the mix demands | strict: each sample once | cover: each
@@ -69,6 +74,9 @@ class StreamConfig:
     prefetch: int = 2  # batches a worker reads ahead
     sources: list[str] = field(default_factory=list)  # dataset or source ids to read; empty: all
     exclude: list[str] = field(default_factory=list)  # dataset or source ids to leave out
+    labels: str = ""  # key of the labels to learn (`class`); empty: none are read. docs/loader.md
+    masks: bool = False  # read the label maps, too
+    labels_shared: bool = False  # equal names of classes and structures mean the same in all datasets
     failure_budget: int = 100  # unreadable samples of one source, in the whole run, before it stops
     classes: list[ShapeClass] = field(default_factory=list)  # shapes that the run mixes; empty: this one
 
@@ -77,7 +85,11 @@ class StreamConfig:
         if not self.classes:
             return [self]
         own = [{f.name: getattr(c, f.name) for f in fields(c) if f.name != "share"} for c in self.classes]
-        return [replace(self, classes=[], **{k: v for k, v in o.items() if v is not None}) for o in own]
+        parts = []
+        for given in ({k: v for k, v in o.items() if v is not None} for o in own):
+            part = replace(self, classes=[], **given)
+            parts.append(part if part.ndim == 3 or "zoom" in given else replace(part, zoom=[]))
+        return parts
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -164,5 +176,9 @@ class StreamConfig:
         low, high = self.aspect if len(self.aspect) == 2 else (0.0, 0.0)
         if not 0 < low <= high:
             raise ConfigError(f"data.aspect {list(self.aspect)}: write two ratios with 0 < low <= high")
+        if self.zoom and (len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1]):
+            raise ConfigError(f"data.zoom {list(self.zoom)}: write two factors, 0 < low <= high, or []")
+        if self.zoom and self.ndim == 2:
+            raise ConfigError("data.zoom is for volumes: pictures are zoomed by data.crop_scale")
         if not 0 <= self.foreground <= 1:
             raise ConfigError(f"data.foreground is {self.foreground}: it is a share, 0 to 1")

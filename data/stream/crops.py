@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -90,6 +91,30 @@ def _snapped(wanted: float, room: int, grid: int) -> int:
         grid = 1
     nearest = min(max(math.floor(wanted / grid + 0.5) * grid, 0), room // grid * grid)
     return room if abs(room - wanted) < abs(nearest - wanted) else nearest
+
+
+class Zoomed(NamedTuple):
+    """What becomes of the box of a volume: resampled to `inner` voxels, in the middle of `crop`."""
+
+    inner: tuple[int, ...]
+    crop: tuple[int, ...]
+
+
+def zoom_of(draw: float, limits: Sequence[float]) -> float:
+    """Factor of a crop's extent from one number in [0, 1), log-uniform between `limits`."""
+    low, high = math.log(limits[0]), math.log(limits[1])
+    return math.exp(low + (high - low) * draw)
+
+
+def zoomed(extent: Sequence[int], wanted: Sequence[int], zoom: float, crop: Sequence[int]) -> Zoomed:
+    """How a box of `extent` voxels fills a frame of `crop`: wholly where it has all the voxels `wanted`.
+
+    An axis that is shorter in the volume is resampled by the same factor, and padded.
+    """
+    inner = [
+        c if e == w else min(c, max(1, round(e / zoom))) for e, w, c in zip(extent, wanted, crop, strict=True)
+    ]
+    return Zoomed(tuple(inner), tuple(crop))
 
 
 def pad_to(image: np.ndarray, size: Sequence[int], value: np.ndarray) -> np.ndarray:

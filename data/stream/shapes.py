@@ -43,7 +43,7 @@ class ShapeStream:
             crops=config.crops_per_sample,
             name=name,
         )
-        self.crops = CropReader(config, shards)
+        self.crops = CropReader(config, shards)  # the stream tells it what labels to read
 
     def locate(self, positions: np.ndarray) -> list[tuple[int, SampleRef]]:
         """Source and sample at these class-local positions."""

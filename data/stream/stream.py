@@ -30,6 +30,7 @@ from .crop_reader import CROP_DRAWS, Place
 from .quarantine import Entry, Quarantine, log_replaced
 from .shapes import ShapeStream
 from .steps import StepPlan
+from .targets import Targets
 
 _ATTEMPTS = 8  # substitutes for one position before the stream gives up
 
@@ -63,6 +64,11 @@ class Stream(Dataset):
             ShapeStream(part, self.shards, f"class {number}:" if several else "", classes=len(config.each()))
             for number, part in enumerate(config.each())
         ]
+        self.targets: Targets | None = None
+        if config.labels or config.masks:
+            self.targets = Targets(config, self.shards, self.sources)
+            for part in self.classes:
+                part.crops.targets = self.targets
         folder = self.shards.folder
         if isinstance(folder, RemoteFolder) and not folder.ranged:
             ahead = Ahead(self.shards, folder)
@@ -97,7 +103,10 @@ class Stream(Dataset):
         Keys: image [C, *crop] native dtype, C 1 or `in_channels`; low, high, mean, std float32 [C];
         position, modality (index into `MODALITIES`), key; spacing float32 [ndim], millimetres a pixel of the
         crop, 1 where unknown; replaced, None or a list of the unreadable samples (shard, sample, member, key,
-        reason) in whose place this one stands.
+        reason) in whose place this one stands. With `data.labels`: label, the number of its class in
+        `targets.classes`, or -1; with `data.masks`: mask int16 [*crop], numbers of `targets.structures`, or
+        -1, on the pixels of the crop. With `data.zoom` the image is [C, *box], what is stored, and `zoomed`
+        says how it fills the crop; `views.to_float` does it.
 
         Raises:
             ShardError: the failure budget of a source is spent.
@@ -235,7 +244,7 @@ class Stream(Dataset):
 
     def describe(self, steps: int) -> list[str]:
         """Lines for the log: what each source gives in so many steps, class by class."""
-        lines = []
+        lines = [] if self.targets is None else self.targets.describe()
         for number, (part, samples) in enumerate(zip(self.classes, self.plan.consumed(steps), strict=True)):
             shape = "×".join(map(str, part.config.crop))
             head = f"class {number} ({shape}): " if len(self.classes) > 1 else ""

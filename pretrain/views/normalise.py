@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .zoom import unzoom
+
 
 class Limits(NamedTuple):
     """Values of the normalised image that stand for 0 and 1 of an ordinary picture; float32 [B, C] each."""
@@ -20,7 +22,8 @@ def to_float(batch: Mapping[str, Any], channels: int) -> Tensor:
     """Normalise a batch as it left the loader: (clip(image, low, high) - mean) / std.
 
     Args:
-        batch: `image` [B, C, ...] in any integer or float dtype; `low`, `high`, `mean`, `std` [B, C].
+        batch: `image` [B, C, ...] in any integer or float dtype; `low`, `high`, `mean`, `std` [B, C]. Crops
+            to be zoomed are resampled, see `unzoom`.
         channels: of the result; a grey image is repeated.
 
     Returns:
@@ -29,6 +32,8 @@ def to_float(batch: Mapping[str, Any], channels: int) -> Tensor:
     Raises:
         ValueError: the image has neither one nor `channels` channels.
     """
+    if "zoomed" in batch:
+        return unzoom(batch, channels, to_float)
     image: Tensor = batch["image"]
     if image.shape[1] not in (1, channels):
         raise ValueError(f"the image has {image.shape[1]} channels, the encoder sees {channels}")
