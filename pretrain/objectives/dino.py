@@ -48,9 +48,11 @@ class DINO(Objective):
         head_bottleneck: int = 256
         head_layers: int = 3  # before the prototypes
         student_temperature: float = 0.1
-        teacher_temperature: list[float] = field(default_factory=lambda: [0.04, 0.07])  # linear, at first ...
+        teacher_temperature: list[float] = field(default_factory=lambda: [0.04, 0.04])  # linear, at first ...
         temperature_warmup: float = 0.3  # ... over this share of the steps
-        centring: str = "centre"  # centre (a running mean) | sinkhorn (3 iterations over all ranks)
+        # sinkhorn (3 iterations over all ranks) | centre (the paper's running mean, which in small runs stays
+        # at uniform targets for long)
+        centring: str = "sinkhorn"
         centre_momentum: float = 0.9
         momentum: list[float] = field(default_factory=lambda: [0.996, 1.0])  # of the teacher, cosine
         freeze_prototypes: float = 0.01  # share of the steps in which the last layer stays still

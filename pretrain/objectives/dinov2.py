@@ -35,7 +35,7 @@ class DINOv2(DINO):
         """Fields of the `objective` section beside those of `dino`."""
 
         name: str = "dinov2"
-        centring: str = "sinkhorn"
+        teacher_temperature: list[float] = field(default_factory=lambda: [0.04, 0.07])
         momentum: list[float] = field(default_factory=lambda: [0.992, 1.0])
         koleo_weight: float = 0.1
         ibot_weight: float = 1.0
