@@ -114,11 +114,13 @@ class PretrainModule(pl.LightningModule):
     def prepared(self, batch: dict[str, Any]) -> Batch:
         """The loader's batch on this device as what objectives take: float, normalised."""
         image, at = to_float(batch, self.encoder.in_channels), batch.get("host_position")
+        mask = batch.get("mask")
         return Batch(image=image, position=batch["position"], seed=self.config.data.seed,
                      modality=batch.get("modality"), spacing=batch.get("spacing"),
                      limits=limits(batch, self.encoder.in_channels),
                      host_position=None if at is None else torch.from_numpy(at),
-                     step=self.trainer.global_step, steps=self.config.steps)  # fmt: skip
+                     step=self.trainer.global_step, steps=self.config.steps,
+                     label=batch.get("label"), mask=None if mask is None else mask.long())  # fmt: skip
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Start the clock of the data wait; runs after all callbacks, whose time is nobody's wait."""
