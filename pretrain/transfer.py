@@ -69,7 +69,7 @@ def adapt(source: Encoder, target: Encoder, tensors: dict[str, Tensor]) -> list[
     """
     done = target.adopt(tensors, source) + resample_positions(source, target, tensors)
     places = {name.removeprefix(target.inner): value for name, value in target.state_dict().items()}
-    stem = target.stem.removeprefix(target.inner)
+    stems = {name.removeprefix(target.inner) for name in target.stems}
     kernels = 0
     for name, tensor in list(tensors.items()):
         want = places.get(name)
@@ -78,7 +78,7 @@ def adapt(source: Encoder, target: Encoder, tensors: dict[str, Tensor]) -> list[
                 del tensors[name]
                 done.append(f"{name}: left out, positions are computed")
             continue
-        if name == stem and tensor.shape[-2:] != want.shape[-2:] and tensor.ndim == 4:
+        if name in stems and tensor.shape[-2:] != want.shape[-2:] and tensor.ndim == 4:
             tensor = _resized_patch(tensor, want)
             done.append(
                 f"{name}: patch of {list(tensors[name].shape[2:])} -> {list(tensor.shape[2:])} pixels"
@@ -106,7 +106,7 @@ def fill(
     *,
     new_tokens: bool = False,
 ) -> Report:
-    """Copy tensors, by artefact name, into the encoder, adapting the channels of its stem.
+    """Copy tensors, by artefact name, into the encoder, adapting the channels of its stems.
 
     Args:
         new_tokens: class and register tokens may keep their first values.
@@ -123,7 +123,7 @@ def fill(
             report.unexpected.append(short)
             continue
         want = state[name].shape
-        if name == encoder.stem and tensor.ndim == len(want) and tensor.shape[1] != want[1]:
+        if name in encoder.stems and tensor.ndim == len(want) and tensor.shape[1] != want[1]:
             report.adapted.append(f"{short}: {tensor.shape[1]} -> {want[1]} channels")
             tensor = adapt_channels(tensor, want[1])
         if tensor.shape != want:

@@ -67,6 +67,11 @@ class Encoder(nn.Module):
         return (self.ndim,)
 
     @property
+    def stems(self) -> tuple[str, ...]:
+        """Names of all weights that meet the input channels: `stem`, and others like it."""
+        return (self.stem,)
+
+    @property
     def token_dim(self) -> int:
         """Channels of a token behind the patch embedding, where `hide` replaces it."""
         return self.embed_dim

@@ -172,3 +172,22 @@ class ViT3D(Encoder):
         for name, parameter in self.named_parameters():
             groups[depth_of.get(id(parameter), 0)].append((name, parameter))
         return groups
+
+    def adopt(self, tensors: dict[str, Tensor], source: Encoder) -> list[str]:
+        """See `Encoder.adopt`: timm's ViT has the same names, its Eva family (DINOv3) others."""
+        done: list[str] = []
+        for name in [name for name in tensors if name.startswith("patch_embed_2d.")]:
+            del tensors[name]
+            done.append(f"{name}: left out, it is for pictures")
+        renamed = [name for name in tensors if name.rpartition(".")[2] in ("gamma_1", "gamma_2")]
+        for name in renamed:
+            tensors[f"{name.removesuffix('gamma_' + name[-1])}ls{name[-1]}.gamma"] = tensors.pop(name)
+        weights = [name for name in tensors if name.endswith("attn.qkv.weight")]
+        unbiased = [name for name in weights if name.replace("weight", "bias") not in tensors]
+        for name in unbiased:
+            attn, none = name.removesuffix("qkv.weight"), tensors[name].new_zeros(len(tensors[name]) // 3)
+            query, value = (tensors.pop(f"{attn}{key}_bias", none) for key in "qv")
+            tensors[f"{attn}qkv.bias"] = torch.cat([query, none, value])
+        if renamed or unbiased:
+            done.append(f"{len(renamed)} layer scales renamed, {len(unbiased)} biases completed with zeros")
+        return done

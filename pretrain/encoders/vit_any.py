@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ...data.errors import ConfigError
+from .base import Encoder
 from .patches import PatchEmbed
 from .vit3d import ViT3D
 
@@ -58,3 +59,16 @@ class ViTAny(ViT3D):
         # Distributed training takes a parameter without a gradient for an error: the other stem gets zeros.
         unused = sum(parameter.flatten()[0] for parameter in other.parameters())
         return used(x, keep) + 0.0 * unused
+
+    def adopt(self, tensors: dict[str, Tensor], source: Encoder) -> list[str]:
+        """See `Encoder.adopt`: a patch embedding of one kind of image starts both.
+
+        A picture is taken for a volume that is alike along depth, so the weights are summed over depth.
+        """
+        if "patch_embed_2d.proj.weight" in tensors or "patch_embed.proj.weight" not in tensors:
+            return []
+        done = super().adopt(tensors, source)
+        for part in ("weight", "bias"):
+            tensor = tensors[f"patch_embed.proj.{part}"]
+            tensors[f"patch_embed_2d.proj.{part}"] = tensor.sum(2) if tensor.ndim == 5 else tensor
+        return [*done, "patch_embed: starts the stems of pictures and of volumes"]

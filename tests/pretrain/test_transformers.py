@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from medloom.pretrain.encoders import Encoder, Hide, build_encoder
 from medloom.pretrain.encoders.blocks import add_part, run_block, run_blocks
 from medloom.pretrain.encoders.patches import PatchEmbed
 from medloom.pretrain.encoders.positions import rotate, rotations
+from medloom.pretrain.weights import load_into, save_encoder
 from timm.models.eva import EvaBlock
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
@@ -292,3 +294,39 @@ def test_masked_forwards_embed_visible_patches_only(key: str, monkeypatch: pytes
         if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d):
             monkeypatch.setattr(module, "forward", lambda *_: pytest.fail("all patches were embedded"))
     assert encoder(x, keep=torch.tensor([[0, 3], [2, 1]])).tokens.shape == (2, 2, 48)
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3_qkvb"])
+@torch.no_grad()
+def test_weights_of_pictures_start_both_stems(model: str, tmp_path: Path) -> None:
+    flat = build_encoder({"name": "vit", "model": model, "in_channels": 3, **SMALL}).eval()
+    save_encoder(tmp_path, flat, {})
+    scales = {"layer_scale": 1e-5, "registers": 4} if "dinov3" in model else {}
+    both = build_encoder({**ANY, "in_channels": 1, **scales}).eval()
+    report = load_into(both, tmp_path)
+    assert not report.missing and not report.unexpected
+    assert "starts the stems of pictures and of volumes" in str(report)
+    assert "patch of [16, 16] -> [8, 8] pixels" in str(report) and "3 -> 1 channels" in str(report)
+    picture = torch.randn(1, 1, 24, 16)
+    flat_tokens = both.get_submodule("patch_embed_2d")(picture)
+    volume = picture[:, :, None].expand(-1, -1, 2, -1, -1)  # alike along depth
+    assert torch.allclose(both.get_submodule("patch_embed")(volume), flat_tokens, atol=1e-5)
+    assert float(flat_tokens.std()) > 0.1
+
+
+@torch.no_grad()
+def test_names_of_the_eva_family_are_translated() -> None:
+    """With rotations taken away, a DINOv3 network and the adopted weights give the same."""
+    flat = build_encoder({"name": "vit", "model": "vit_small_patch16_dinov3_qkvb", **SMALL}).eval()
+    flat.get_submodule("model").rope = None
+    for name, parameter in flat.named_parameters():
+        if "gamma" in name or "bias" in name:
+            parameter.normal_()
+    solid = build_encoder({"name": "vit3d", "patch_size": [1, 16, 16], "positions": "rope", "in_channels": 3,
+                           "registers": 4, "layer_scale": 1.0, **SMALL}).eval()  # fmt: skip
+    tensors = {name.removeprefix("model."): tensor for name, tensor in flat.state_dict().items()}
+    solid.adopt(tensors, flat)
+    tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].unsqueeze(2)
+    solid.load_state_dict(tensors)
+    x = torch.randn(1, 3, 16, 16)  # one patch: nothing to turn
+    assert torch.allclose(solid(x[:, :, None]).tokens, flat(x).tokens, atol=1e-3)  # eps of its norms: 1e-5
