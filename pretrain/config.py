@@ -18,6 +18,7 @@ from ..data.stream.config import StreamConfig
 from .schedules import RATES
 
 STEPS = 100_000  # of a run that says neither steps nor epochs
+PROBE_SCORES = ("knn", "linear", "dense")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 # What a resumed run may change: where and how it runs and what it reports, never what it computes.
@@ -74,13 +75,15 @@ class TrainerConfig:
 
 @dataclass(kw_only=True)
 class ProbeConfig:
-    """k-nearest-neighbour probe on labelled shards while training; never touches a declared test split."""
+    """Probes on labelled shards while training; a declared test split is never read. docs/diagnostics.md."""
 
-    every_steps: int = 0  # 0: never
+    every_steps: int | None = None  # null: as seldom as costs about 1 % of the run; 0: never
+    scores: list[str] = field(default_factory=lambda: ["knn", "linear", "dense"])  # docs/diagnostics.md
     shards: str = ""  # folder of labelled shards; empty: the labelled sources among data.shards
     label: str = "class"  # key in the labels of a sample
     k: int = 10  # neighbours
     max_samples: int = 1000  # per source, train and validation together
+    dense_samples: int = 200  # with label maps, likewise; of volumes: crops
 
 
 @dataclass(kw_only=True)
@@ -272,8 +275,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             flat.update(_flat(value, f"{prefix}{key}."))
         else:
             flat[prefix + str(key)] = value
+                "probe.dense_samples": config.probe.dense_samples,
     return flat
 
 
 def _free(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)
+    for score in config.probe.scores:
+        if score not in PROBE_SCORES:
+            raise ConfigError(f"probe.scores has {score!r}{nearest(score, set(PROBE_SCORES))}")

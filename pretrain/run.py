@@ -9,6 +9,7 @@ costs: the steps since the last checkpoint.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -36,7 +37,7 @@ from .launch import Launch, detect, is_main_process, precision
 from .module import PretrainModule
 from .objectives import OBJECTIVES, Objective
 from .panels import draw_panels, varied
-from .probes import KnnProbe, on_device
+from .probes import Probe, cadence, on_device
 from .recorder import Recorder
 from .weights import WEIGHTS, load_encoder, load_into, save_encoder
 
@@ -72,7 +73,7 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
         saver = checkpointing(config, folder.path)
         with Recorder(config, folder.path, main=main, start=start, progress=progress) as recorder:
             if main:
-                recorder.probe = probe(config)
+            recorder.probe = probe(config, objective)
                 recorder.panels = panels(config, folder.path, data)
             trainer.callbacks += [recorder, saver]  # type: ignore[attr-defined]
             module = PretrainModule(config, encoder, objective)
@@ -188,12 +189,21 @@ def checkpointing(config: PretrainConfig, folder: Path) -> Checkpointing:
     )  # fmt: skip
 
 
-def probe(config: PretrainConfig) -> Callable[[PretrainModule], dict[str, float]] | None:
-    """The kNN probe, when it is wanted."""
-    if config.probe.every_steps <= 0:
+def probe(
+    config: PretrainConfig, objective: Objective
+) -> Callable[[PretrainModule], dict[str, float]] | None:
+    """The probes, when they are wanted; how often is written into the configuration."""
+    if config.probe.every_steps == 0:
         return None
-    knn = KnnProbe(config.probe, config.data.each()[0])
-    return lambda module: knn(module.objective.released(module.encoder), module.device)
+    sizes = [max(objective.sizes(part.crop), key=math.prod) for part in config.data.each()]
+    probes = Probe(config.probe, config.data, sizes)
+    config.probe.every_steps = cadence(config.probe, probes.images, config.steps, config.data.step_samples)
+    if config.probe.every_steps == 0:
+        return None
+    return lambda module: probes(
+        module.objective.released(module.encoder), module.device,
+        module.trainer.precision_plugin.forward_context,
+    )  # fmt: skip
 
 
 def panels(
