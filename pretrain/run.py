@@ -60,6 +60,7 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
     main, launch = is_main_process(), detect(config.trainer)
     data = open_data(config)
     resolve_steps(config, data)
+    resolve_classes(config, data)
     encoder, objective, ancestor = build(config)  # fills config.encoder where init_from decides it
     trainer = make_trainer(config, launch)
     log_arithmetic(config, trainer.world_size, objective)
@@ -72,8 +73,8 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
             return folder.path
         saver = checkpointing(config, folder.path)
         with Recorder(config, folder.path, main=main, start=start, progress=progress) as recorder:
-            if main:
             recorder.probe = probe(config, objective)
+            if main:
                 recorder.panels = panels(config, folder.path, data)
             trainer.callbacks += [recorder, saver]  # type: ignore[attr-defined]
             module = PretrainModule(config, encoder, objective)
@@ -112,6 +113,13 @@ def resolve_steps(config: PretrainConfig, data: Stream) -> None:
         return
     config.trainer.steps, config.trainer.epochs = data.steps_for(epochs), None
     log.info("%g epochs (%s) = %d steps", epochs, config.data.epoch, config.steps)
+
+
+def resolve_classes(config: PretrainConfig, data: Stream) -> None:
+    """Tell an objective that learns labels which classes the shards hold."""
+    if data.targets is not None and "classes" in config.objective:
+        masks = config.objective.get("target") == "masks"
+        config.objective["classes"] = data.targets.structures if masks else data.targets.classes
 
 
 def log_arithmetic(config: PretrainConfig, world: int, objective: Objective) -> None:
