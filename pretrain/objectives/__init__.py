@@ -13,6 +13,7 @@ from .mocov3 import MoCoV3
 from .simclr import SimCLR
 from .simmim import SimMIM
 from .spark import SparK
+from .supervised import Supervised
 from .swinunetr import SwinUNETRPretext
 from .voco import VoCo
 
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simclr": SimCLR,
     "simmim": SimMIM,
     "spark": SparK,
+    "supervised": Supervised,
     "swinunetr": SwinUNETRPretext,
     "voco": VoCo,
 }

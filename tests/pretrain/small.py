@@ -35,6 +35,7 @@ SMALL_OBJECTIVES: dict[str, dict[str, Any]] = {
     "ijepa": {"predictor_dim": 48, "predictor_depth": 1, "predictor_heads": 3},
     "mae": {"decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 3},
     "mdae": {"decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 3},
+    "supervised": {"classes": {"a": ["x", "y"], "b": ["x", "y", "z"]}},
     "spark": {"decoder_width": 8, "decoder_most": 16},
 }
 
