@@ -8,6 +8,8 @@ from medloom.data.stream.config import StreamConfig
 from medloom.data.stream.stream import Stream
 from medloom.data.stream.targets import class_heads, structure_heads
 from medloom.data.stream.validation import Validation, with_label, with_mask
+from medloom.pretrain.config import ProbeConfig
+from medloom.pretrain.probe_sets import probe_sets
 
 from .labelled import picture, sample, write
 
@@ -84,6 +86,21 @@ def test_labels_of_test_and_validation_samples_are_withheld(folder):
             assert label >= 0
     assert sum(key.startswith("skin") and label >= 0 for key, label in found.items()) >= 10
     assert sum(key.startswith("lung") and label == -1 for key, label in found.items()) >= 4
+
+
+def test_no_label_that_a_probe_scores_is_ever_read(folder):
+    shards = Shards.open(folder)
+    opened = stream(folder, labels="class", masks=True)
+    assert opened.targets is not None
+    scores = ProbeConfig(scores=["knn", "linear", "dense"])
+    scored = {"class": 0, "mask": 0}
+    for kind, sets in probe_sets(shards, scores, [opened.config]).items():
+        for ref, validates in ((r, v) for one in sets for r, v in zip(one.refs, one.validation, strict=True)):
+            meta = shards.meta(ref)
+            label, table = opened.targets.label(meta), opened.targets.table(meta)
+            assert (label < 0 if kind == "class" else table is None) == bool(validates)
+            scored[kind] += bool(validates)
+    assert min(scored.values()) >= 2
 
 
 def test_of_few_subjects_one_validates(tmp_path):
