@@ -9,7 +9,12 @@ from ...data.config import polymorphic
 from ...data.errors import ConfigError, nearest
 from .base import Encoder, Features, Hide
 from .convnet import ConvNet
+from .convnext3d import ConvNeXt3D
+from .primus import Primus
+from .resenc import ResEnc
+from .segresnet import SegResNet
 from .swin import Swin
+from .swin3d import Swin3D
 from .vit import ViT
 from .vit3d import ViT3D
 from .vit_any import ViTAny
@@ -22,6 +27,11 @@ ENCODERS: dict[str, type[Encoder]] = {
     "convnet": ConvNet,
     "vit3d": ViT3D,
     "vit_any": ViTAny,
+    "convnext3d": ConvNeXt3D,
+    "resenc": ResEnc,
+    "segresnet": SegResNet,
+    "swin3d": Swin3D,
+    "primus": Primus,
 }
 
 

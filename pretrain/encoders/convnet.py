@@ -3,20 +3,25 @@
 timm's full model is used (without its classifier), not the `features_only` wrapper, because the wrapper
 renames parameters: this way an artefact is read by plain `timm.create_model("local-dir:FOLDER")`. `tokens`
 are the coarsest feature map, one for each 32 × 32 pixels as a rule; `pyramid` holds all stages, fine to
-coarse. Masked objectives blank the input instead of leaving tokens out: a convolution computes everything,
-so a step costs what a step without mask costs.
+coarse. Masked objectives blank the input, or run the network under `sparse` (ConvNeXt, ResNet and other
+families without attention or gates): a convolution computes everything, so a step costs what a step without
+mask costs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from ...data.errors import ConfigError
-from .base import Encoder, Features
-from .sparse import unfit
+from .base import Encoder, Features, Hide
+from .sparse import recomputed, unfit
 from .timm_nets import create_timm, describe_for_timm, with_user_arguments
 
 
@@ -69,11 +74,14 @@ class ConvNet(Encoder):
                 return f"{name}.weight"
         raise ConfigError(f"encoder convnet: {self.config.model} has no convolution: choose encoder.name=vit")
 
-    def forward(self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False) -> Features:
+    def forward(
+        self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False, hide: Hide | None = None
+    ) -> Features:
         """See `Encoder.forward`; x is [B, C, H, W]. `pooled` is what timm's own `model(x)` gives."""
-        grid = self.check(x, keep, pyramid)
+        grid = self.check(x, keep, pyramid, hide)
         model = cast(Any, self.model)
-        final, levels = model.forward_intermediates(x)
+        with self._recomputing() if self.recompute and torch.is_grad_enabled() else nullcontext():
+            final, levels = model.forward_intermediates(x)
         if final.shape[2:] != grid:
             raise ConfigError(f"encoder {self.config.model}: grid {tuple(final.shape[2:])}, expected {grid}")
         return Features(
@@ -82,6 +90,23 @@ class ConvNet(Encoder):
             grid=grid,
             pyramid=list(levels) if pyramid else None,
         )
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Within it each stage is computed again in the backward pass.
+
+        timm's own switch is not looked at by `forward_intermediates` of a ResNet, and knows no `sparse`.
+        """
+        info = cast(Any, self.model).feature_info
+        stages = [self.model.get_submodule(level["module"]) for level in info]
+        stages = [stage for stage in stages if next(stage.children(), None) is not None]
+        for stage in stages:
+            stage.forward = partial(recomputed, self, stage.forward)
+        try:
+            yield
+        finally:
+            for stage in stages:
+                del stage.__dict__["forward"]
 
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """timm's own coarse grouping of the model: [stem, stage 0, ..., last norm]."""

@@ -16,8 +16,9 @@ What the encoder computes is known by its modules, so only networks made of know
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
+from torch.utils.checkpoint import checkpoint
 
 from ...data.errors import ConfigError
 from .base import Encoder
@@ -33,6 +35,9 @@ Forward = Callable[[Tensor], Tensor]
 
 # Modules that act on each place by itself and keep zero at zero, beside activations.
 _PLACEWISE = ("Identity", "Dropout", "Dropout2d", "Dropout3d", "DropPath", "Flatten")
+
+# The encoders that run so just now, and their visible places.
+_VISIBLE: WeakKeyDictionary[Encoder, Tensor] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -53,6 +58,8 @@ def sparse(encoder: Encoder, visible: Tensor) -> Iterator[None]:
             "choose convnet with a convnext*, resnet* or regnetx* model, resenc, segresnet or convnext3d"
         )
     run = _Run(visible)
+    outer = _VISIBLE.get(encoder)
+    _VISIBLE[encoder] = visible
     replaced: list[tuple[nn.Module, Any]] = []
     handle = encoder.register_forward_pre_hook(run.hide_image)
     # Compiled code knows nothing of the replaced methods, and compiling anew in each step would cost minutes.
@@ -66,11 +73,24 @@ def sparse(encoder: Encoder, visible: Tensor) -> Iterator[None]:
         yield
     finally:
         encoder._compiled_call_impl = compiled
+        del _VISIBLE[encoder]
+        if outer is not None:
+            _VISIBLE[encoder] = outer
         handle.remove()
         for module, before in replaced:
             del module.__dict__["forward"]
             if before is not None:
                 module.forward = before
+
+
+def recomputed(encoder: Encoder, stage: Forward, x: Tensor) -> Tensor:
+    """stage(x), computed again in the backward pass (arXiv 1604.06174) under the mask of this pass."""
+    visible = _VISIBLE.get(encoder)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), nullcontext() if visible is None else sparse(encoder, visible)
+
+    return cast(Tensor, checkpoint(stage, x, use_reentrant=False, context_fn=contexts))
 
 
 def unfit(network: nn.Module) -> str | None:

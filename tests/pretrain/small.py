@@ -22,6 +22,20 @@ SMALL_ENCODERS: dict[str, dict[str, Any]] = {
         "kwargs": {"depths": [1, 1, 1, 1], "embed_dim": 12, "num_heads": [1, 2, 2, 2], "window_size": 4},
     },
     "vit_any": {"size": "tiny", "patch_size": [8, 8, 8], "patch_size_2d": [8, 8], **_TINY},
+    "convnext3d": {
+        "model": "convnext_atto",
+        "depth_strides": [1, 2, 2, 2],
+        "kwargs": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "patch_size": 1},
+    },
+    "resenc": {
+        "features": [8, 8, 16, 16],
+        "blocks": [1, 1, 1, 1],
+        "strides": [1, 2, 2, 2],
+        "kernels": [3, 3, 3, 3],
+    },
+    "segresnet": {"filters": 8, "blocks": [1, 1, 1, 1]},
+    "swin3d": {"feature_size": 12, "depths": [1, 1], "num_heads": [1, 2], "window": [4, 4, 4]},
+    "primus": {"img_size": [32, 32, 32], "depth": 2, "embed_dim": 48, "num_heads": 2},
 }
 
 # Crops as large as what the loader gives, so that they suit any patch.
@@ -32,11 +46,17 @@ _HEAD = {"prototypes": 64, "head_hidden": 32, "head_bottleneck": 16, "crops": _C
 SMALL_OBJECTIVES: dict[str, dict[str, Any]] = {
     "dino": _HEAD,
     "dinov2": {**_HEAD, "gram": {"weight": 2.0, "start": 0.3}},
+    "genesis": {"decoder_width": 8, "decoder_most": 16},
     "ijepa": {"predictor_dim": 48, "predictor_depth": 1, "predictor_heads": 3},
+    "lejepa": {"hidden_dim": 64, "out_dim": 16, "directions": 64, "crops": _CROPS},
     "mae": {"decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 3},
     "mdae": {"decoder_dim": 48, "decoder_depth": 1, "decoder_heads": 3},
     "supervised": {"classes": {"a": ["x", "y"], "b": ["x", "y", "z"]}},
+    "mocov3": {"hidden_dim": 64, "out_dim": 16, "crops": _CROPS[:1]},
+    "simclr": {"hidden_dim": 64, "out_dim": 16, "crops": _CROPS[:1]},
     "spark": {"decoder_width": 8, "decoder_most": 16},
+    "swinunetr": {"decoder_width": 8, "contrast_dim": 16},
+    "voco": {"hidden_dim": 64, "out_dim": 16, "crops": 2, "grid": [1, 2, 2]},
 }
 
 
@@ -49,6 +69,9 @@ def small_encoder(family: str, **changes: Any) -> Encoder:
 def small_objective(name: str, encoder: Encoder, **changes: Any) -> Objective:
     """The objective around the encoder, with fixed weights."""
     section = {"name": name, **SMALL_OBJECTIVES.get(name, {}), **changes}
+    if name == "voco":
+        patch = encoder.patch_of(3) if 3 in encoder.axes else (8, 8, 8)
+        section["size"] = [max(8, patch[0]), *(max(16, 2 * side) for side in patch[1:])]
     kind, config = polymorphic(section, OBJECTIVES, "objective")
     torch.manual_seed(1)
     return kind(config, encoder)

@@ -11,6 +11,7 @@ from medloom.data.errors import ConfigError
 from medloom.pretrain.encoders import Encoder, build_encoder
 from medloom.pretrain.encoders.sparse import _Run, sparse, unfit
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 # key -> (config, spatial size of a grid with several tokens an axis)
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -138,6 +139,27 @@ def test_pooling_windows_across_the_border_take_what_is_visible(pool: nn.Module)
     window = torch.cat([x[0, 0, 2:4, 2:4].flatten(), x[0, 0, 4:5, 4]])  # what is visible around (3, 3)
     expected = window.max() if isinstance(pool, nn.MaxPool2d) else window.mean()
     assert torch.allclose(y[0, 0, 3, 3], expected)
+
+
+@pytest.mark.parametrize("key", ["convnext", "resnet", "regnet"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_stages_computed_again_give_the_same_gradients_from_less_memory(key: str, masked: bool) -> None:
+    encoder, x, visible = make(key)
+    visible = visible if masked else torch.ones_like(visible)
+    found: list[list[Tensor]] = []
+    kept: list[int] = []
+    for encoder.recompute in (False, True):
+        encoder.zero_grad()
+        sizes: list[int] = []
+        counted = saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t)  # noqa: B023
+        with counted, sparse(encoder, visible):
+            loss = encoder(x).tokens.square().mean()
+        loss.backward()
+        found.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
+        kept.append(sum(sizes))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+    assert kept[1] < 0.7 * kept[0]
+    assert not any("forward" in module.__dict__ for module in encoder.modules())
 
 
 def test_everything_is_put_back_also_after_an_error() -> None:
