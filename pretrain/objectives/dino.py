@@ -172,6 +172,10 @@ class DINO(Objective):
             if isinstance(module, Centre):
                 module.update()
 
+    def panel(self, batch: Batch, encoder: Encoder) -> dict[str, Tensor]:
+        """The first crops of each size beside the images."""
+        return views.pictures(batch, self.crops)
+
     def released(self, encoder: Encoder) -> Encoder:
         """The teacher's encoder."""
         return self.averaged("encoder")

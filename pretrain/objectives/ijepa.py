@@ -11,6 +11,7 @@ A class token learns little here, since nothing is asked of it: pool the tokens 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -23,6 +24,7 @@ from ..encoders.base import Encoder, Features
 from ..encoders.positions import sincos
 from ..losses.jepa import jepa_loss
 from ..multiblock import Blocks, multi_block
+from ..pixels import expand_mask
 from ..schedules import linear
 from ..teacher import Teacher
 from ..views import ViewConfig, random_view
@@ -131,6 +133,18 @@ class IJEPA(Objective):
         for block in self.blocks:
             x = block(x)
         return self.predict(self.norm(x[:, -size:])).unflatten(0, (batch, count))
+
+    @torch.no_grad()
+    def panel(self, batch: Batch, encoder: Encoder) -> dict[str, Tensor]:
+        """What the encoder computes of each image, and the blocks to predict; everything else is 0."""
+        image, blocks = self.view(batch), self.draw(batch, encoder)
+        grid = encoder.grid(image.shape[2:])
+        shown = {"input": image}
+        for name, index in (("context", blocks.context), ("targets", blocks.targets.flatten(1))):
+            away = torch.ones(len(image), math.prod(grid), dtype=torch.bool, device=image.device)
+            away = expand_mask(away.scatter(1, index, False), grid, encoder.patch_of(len(grid)))
+            shown[name] = image.masked_fill(away, 0.0)
+        return shown
 
     def after_update(self, step: int, steps: int, encoder: Encoder) -> None:
         """Move the teacher."""

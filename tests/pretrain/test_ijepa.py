@@ -79,6 +79,16 @@ def test_the_target_is_the_teachers_feature_of_the_place() -> None:
     assert torch.allclose(output.features, teacher.mean(dim=1), atol=1e-6)
 
 
+def test_the_panel_shows_context_and_targets_apart() -> None:
+    objective, encoder, batch = make("vit3d")
+    batch.image = batch.image.abs() + 1
+    panel = objective.panel(batch, encoder)
+    shown = {name: (picture != 0).float().mean() for name, picture in panel.items()}
+    assert float(shown["input"]) == 1.0 and float(shown["context"]) == pytest.approx(0.25, abs=0.02)
+    assert not ((panel["context"] != 0) & (panel["targets"] != 0)).any() and panel["targets"].any()
+    assert torch.equal(panel["context"][panel["context"] != 0], batch.image[panel["context"] != 0])
+
+
 def test_the_teacher_follows_with_a_momentum_that_rises_on_a_line() -> None:
     objective, encoder, _ = make("vit", momentum=[0.5, 1.0])
     released = objective.released(encoder)

@@ -284,6 +284,15 @@ def test_what_makes_no_sense_is_refused() -> None:
     assert DINO.least_batch == DINOv2.least_batch == 2
 
 
+def test_the_panel_shows_crops_of_each_size() -> None:
+    objective, encoder, batch = make("dinov2")
+    panel = objective.panel(batch, encoder)
+    assert {tuple(picture.shape[2:]) for name, picture in panel.items() if name != "input"} == {
+        (32, 32),
+        (16, 16),
+    }
+
+
 def test_where_nothing_is_given_the_published_crops_are_taken() -> None:
     encoder = small_encoder("vit")
     objective = DINOv2(DINOv2.Config(prototypes=64), encoder)
