@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gallery": ("gallery", "shards as a page to look through: modality x organ, slices, label maps"),
     "methods": ("methods", "pretraining methods: what each is good for, and with which encoders it runs"),
     "pretrain": ("pretrain", "pretrain an encoder from shards"),
+    "diagnose": ("diagnose", "what a run's curves mean, and what usually mends them; 1 when an alarm stands"),
     "finetune": ("finetune", "fine-tune an encoder on a held-out task, beside the from-scratch baseline"),
     "evaluate": ("evaluate", "score a fine-tuned run on its test split: per-case table and report"),
     "report": ("report", "put pretraining runs and evaluations on one HTML page"),
