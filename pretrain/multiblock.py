@@ -84,9 +84,9 @@ def multi_block(
     rest = u[:, TRIES * targets * (1 + axes) :]
     table = on_device(torch.from_numpy(shapes), u.device)
     sides = table.index_select(0, (each[:, :, 0] * len(table)).long().flatten())
-    inside = _boxes(grid, sides.reshape(batch, -1, axes), each[:, :, 1:]).reshape(batch, TRIES, targets, n)
+    inside = boxes(grid, sides.reshape(batch, -1, axes), each[:, :, 1:]).reshape(batch, TRIES, targets, n)
     size = _like(grid, rest) * between(rest[:, :1], context_scale) ** (1 / axes)
-    outer = _boxes(grid, size.round().long().clamp_min(1)[:, None], rest[:, None, 2 : 2 + axes])
+    outer = boxes(grid, size.round().long().clamp_min(1)[:, None], rest[:, None, 2 : 2 + axes])
     inside, free = _first_with(visible, inside, outer & ~inside.any(dim=2))
     # The least wanted: beyond the cut, worse outside the context's block, worst in a target.
     cost = _along(grid, rest[:, 1], rest[:, 2 + axes]) + 2.0 * (~free) + 2.0 * inside.any(dim=1)
@@ -176,7 +176,7 @@ def _pieces(
     most = _like(grid, u)
     size = most * (area / n)[..., None] ** (1 / axes) * stretch
     sides = torch.minimum(size.round().clamp_min(1.0), most).long()
-    inside = _boxes(grid, sides, u[:, :, 1 + axes :])  # [B, PIECES, N]
+    inside = boxes(grid, sides, u[:, :, 1 + axes :])  # [B, PIECES, N]
     number = torch.arange(PIECES, 0, -1, device=u.device)[:, None]
     return PIECES - (inside * number).amax(dim=1)
 
@@ -218,7 +218,7 @@ def _shapes(
     return int(good.prod(axis=1).min()), good
 
 
-def _boxes(grid: Sequence[int], sides: Tensor, place: Tensor) -> Tensor:
+def boxes(grid: Sequence[int], sides: Tensor, place: Tensor) -> Tensor:
     """bool [B, K, N], inside of boxes: int64 `sides` [B, K, n], `place` [B, K, n] drawn in [0, 1)."""
     inside = torch.ones(*sides.shape[:2], *[1] * len(grid), dtype=torch.bool, device=sides.device)
     for axis, extent in enumerate(grid):

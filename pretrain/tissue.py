@@ -17,6 +17,8 @@ from .views import Limits
 
 TOLERANCE = 1e-4  # share of the range from black to white: resampling black is black but for rounding
 
+ENOUGH = 1 / 3  # share of a patch that has to be tissue for a mask to prefer it
+
 
 def tissue(image: Tensor, limits: Limits | None = None) -> Tensor:
     """True where an image is not empty.
@@ -39,10 +41,10 @@ def tissue(image: Tensor, limits: Limits | None = None) -> Tensor:
 
 
 def patches_with(where: Tensor, patch: Sequence[int]) -> Tensor:
-    """bool [B, 1, *spatial] -> bool [B, N]: patches that hold at least one such voxel."""
+    """bool [B, 1, *spatial] -> bool [B, N]: patches a third of which is tissue, more than a border of it."""
     flat = [1] * (3 - len(patch))
     image = where.reshape(len(where), 1, *flat, *where.shape[2:])
-    return functional.max_pool3d(image.float(), [*flat, *patch]).flatten(1) > 0
+    return functional.avg_pool3d(image.float(), [*flat, *patch]).flatten(1) >= ENOUGH
 
 
 def _beside(seen: Tensor, axis: int) -> Tensor:

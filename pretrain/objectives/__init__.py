@@ -5,6 +5,7 @@ from __future__ import annotations
 from .base import Batch, Facts, Objective, Output
 from .dino import DINO
 from .dinov2 import DINOv2
+from .genesis import Genesis
 from .ijepa import IJEPA
 from .lejepa import LeJEPA
 from .mae import MAE
@@ -22,6 +23,7 @@ __all__ = ["OBJECTIVES", "Batch", "Facts", "Objective", "Output"]
 OBJECTIVES: dict[str, type[Objective]] = {
     "dino": DINO,
     "dinov2": DINOv2,
+    "genesis": Genesis,
     "ijepa": IJEPA,
     "lejepa": LeJEPA,
     "mae": MAE,

@@ -152,7 +152,7 @@ def stripes(n: int, spatial: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize(("key", "spatial"), [("vit", (64, 64)), ("vit3d", (8, 32, 32))])
 def test_sixteen_images_are_learnt_by_heart(key: str, spatial: tuple[int, ...]) -> None:
-    losses, _, _ = train(key, stripes(16, spatial), 300, mask_ratio=0.5)
+    losses, _, _ = train(key, stripes(16, spatial), 200, mask_ratio=0.5)
     first, last = losses[0], sum(losses[-10:]) / 10
     assert first > 0.8  # normalised targets have variance 1: nothing is known at first
     assert last < 0.4 * first
@@ -216,3 +216,59 @@ def test_mask_blocks_hide_larger_pieces() -> None:
 
 def test_the_name_is_registered() -> None:
     assert OBJECTIVES["mae"] is MAE and MAE.Config().name == "mae"
+
+
+@pytest.mark.parametrize("key", ["vit", "dinov3", "vit3d"])
+@torch.no_grad()
+def test_a_mask_of_nothing_is_the_plain_forward(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, encoder, batch = make(key, mask_ratio=0.0)
+    encoder.eval()
+    plain = encoder(batch.image)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(objective.decoder.embed, "forward", lambda x: seen.append(x) or x[..., :48])
+    output = objective.step(batch, encoder)
+    assert torch.allclose(output.features, plain.pooled, atol=1e-5)
+    assert torch.allclose(seen[0], plain.tokens, atol=1e-5)
+
+
+def half_empty(batch: Batch) -> Batch:
+    """The batch with its left half cut away, as a face is, and its own black."""
+    image = batch.image.clone()
+    image[..., : image.shape[-1] // 2] = -9.0
+    return Batch(image=image, position=batch.position, seed=batch.seed)
+
+
+@pytest.mark.parametrize("key", ["vit", "vit3d"])
+def test_empty_pixels_do_not_count(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prediction may say anything about air: neither the loss nor its gradient sees it."""
+    for skip in (True, False):
+        objective, encoder, batch = make(key, mask_ratio=0.5, norm_pixels=False, skip_air=skip)
+        batch = half_empty(batch)
+        air = torch.zeros_like(batch.image)
+        air[..., : air.shape[-1] // 2 - 1] = 1.0  # a border of one voxel stays
+        target = patchify(batch.image, encoder.patch_size)
+        wrong = target + 3 * patchify(air, encoder.patch_size)
+        pooled = torch.zeros(3, encoder.embed_dim)
+        monkeypatch.setattr(objective, "reconstruct", lambda *_, w=wrong, p=pooled: (w, p))
+        loss = float(objective.step(batch, encoder).loss)
+        assert loss == 0.0 if skip else loss > 0.5
+
+
+@pytest.mark.parametrize("key", ["vit", "vit3d"])
+def test_the_mask_prefers_tissue(key: str) -> None:
+    objective, encoder, batch = make(key, mask_ratio=0.5, foreground=1.0)
+    batch = half_empty(batch)
+    batch.image, batch.position = batch.image.repeat(10, *[1] * (batch.image.ndim - 1)), torch.arange(30)
+    where = objective.tissue(batch.image, batch)
+    grid = encoder.grid(batch.image.shape[2:])
+    right = (torch.arange(torch.Size(grid).numel()) % grid[-1]) >= grid[-1] // 2
+    aware = objective.hidden(batch.image, batch, encoder, where)
+    blind = objective.hidden(batch.image, batch, encoder, None)
+    assert torch.equal(aware.sum(1), blind.sum(1))
+    assert float((aware & right).sum()) > float((blind & right).sum())
+    assert bool((~aware & right).any(1).all()), "some of it stays visible"
+
+
+def test_a_share_over_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"objective\.foreground is 2"):
+        MAE.Config(foreground=2.0)
