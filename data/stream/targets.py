@@ -90,7 +90,7 @@ class Targets:
             if heads:
                 count = sum(map(len, heads.values()))
                 where = ", ".join(heads)
-                lines.append(f"{what}: {count} classes of {where}; test and validation samples keep theirs")
+                lines.append(f"{what}: {count} classes of {where}; not read: test and validation")
         return lines
 
     def _withholds(self, kind: str, meta: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ import torch
 from medloom.data.loader.batches import collate
 from medloom.data.loader.loader import loader
 from medloom.data.shards.reader import Shards
-from medloom.data.stream.config import StreamConfig
+from medloom.data.stream.config import ShapeClass, StreamConfig
 from medloom.data.stream.stream import Stream
 from medloom.pretrain.views import to_float
 
@@ -163,6 +163,23 @@ def test_labels_off_or_on_the_pixels_are_the_same(folder, zoom):
 def test_workers_hand_over_the_same_batches(folder, more):
     alone = batches(config(folder, **more), steps=5)
     assert all_same(alone, batches(config(folder, workers=2, **more), steps=5))
+
+
+def test_shape_classes_have_labels_of_their_own(folder):
+    parts = [
+        {"ndim": 2, "sources": ["pic"]},
+        {"ndim": 3, "crop": [16, 24, 20], "snap": 8, "sources": ["vol"], "batch_size": 2},
+    ]
+    mixed = config(folder, classes=[ShapeClass(**part) for part in parts], zoom=[0.5, 2.0], workers=1)
+    assert [part.zoom for part in mixed.each()] == [[], [0.5, 2.0]]
+    opened = Stream(mixed).targets
+    assert opened is not None and opened.structures == {"vol": BACKGROUND, "pic": BACKGROUND}
+    ndims = set()
+    for batch in batches(mixed, steps=6):
+        ndims.add(batch["mask"].ndim - 1)
+        known = batch["mask"][batch["mask"] >= 0]
+        assert ((known >= 4) == (batch["mask"].ndim == 3)).all()  # structures of pictures come second
+    assert ndims == {2, 3}
 
 
 def test_image_and_labels_keep_their_slot_together(folder):
