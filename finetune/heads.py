@@ -94,6 +94,7 @@ class Segmenter(UNet):
         foreground: (mean, deviation) of the structures in training cases. The stem, which starts from random
             weights anyway, sees the image standardised by them and cut at 5 deviations, as in nnU-Net's
             CT scheme; the encoder sees what it was pretrained with.
+        ndim: spatial axes of the images, for an encoder that takes several; None: `encoder.ndim`.
     """
 
     def __init__(
@@ -103,14 +104,15 @@ class Segmenter(UNet):
         width: int = 16,
         most: int = 128,
         foreground: Sequence[float] | None = None,
+        ndim: int | None = None,
     ) -> None:
-        super().__init__(pyramid_levels(encoder), outputs, width, most, details=True)
+        super().__init__(pyramid_levels(encoder, ndim), outputs, width, most, details=True)
         self.centre, self.deviation = foreground if foreground else (0.0, 1.0)
         self.encoder = encoder
         stem: list[nn.Module] = []
         before = encoder.in_channels
         for index in range(min(self.levels)):  # strides finer than anything that the encoder gives
-            stem.append(Block(encoder.ndim, before, self.channels[index]))
+            stem.append(Block(ndim or encoder.ndim, before, self.channels[index]))
             before = self.channels[index]
         self.stem = nn.ModuleList(stem)
 

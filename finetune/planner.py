@@ -129,9 +129,10 @@ def make_plan(
     """
     spacing = record.spacing
     found = fingerprint(metas, spacing)
-    if encoder.ndim != found.ndim:
+    if found.ndim not in encoder.axes:
+        takes = " and ".join(f"{n}D" for n in encoder.axes)
         raise ConfigError(
-            f"task {record.name} has {found.ndim}D images, this encoder takes {encoder.ndim}D: "
+            f"task {record.name} has {found.ndim}D images, this encoder takes {takes}: "
             f"give a {found.ndim}D encoder"
         )
     resize = _resize(record, config, found, encoder, crop)
@@ -162,7 +163,7 @@ def _sizes(
 ) -> tuple[list[int], int, float, float]:
     """(patch, batch, bytes of a step, budget in bytes); a patch that is not given shrinks into the budget."""
     cap = _MOST_VOXELS["cpu" if device == "cpu" else "cuda", found.ndim]
-    multiple = encoder.patch_size
+    multiple = encoder.patch_of(found.ndim)
     patch = _checked(given, multiple, record.name) if given else shrink(found.shape, multiple, cap)
     budget = (config.memory_gib or _free_gib(device) * _SHARE_OF_MEMORY) * 2**30
     segmentation = record.kind == "segmentation"
@@ -200,19 +201,19 @@ def _resize(
     crop: Sequence[int] | None,
 ) -> list[int] | None:
     """The fixed size of every case, where the task asks for one; classification always has one."""
-    size = config.image_size
+    size, multiple = config.image_size, encoder.patch_of(found.ndim)
     if record.kind == "classification":
         if found.ndim == 3:
-            return _checked(config.patch or record.patch or shrink(found.shape, encoder.patch_size, 64**3),
-                            encoder.patch_size, record.name)  # fmt: skip
+            given = config.patch or record.patch or shrink(found.shape, multiple, 64**3)
+            return _checked(given, multiple, record.name)
         if size is None and crop is not None:
-            return _checked(list(crop), encoder.patch_size, record.name)
+            return _checked(list(crop), multiple, record.name)
         size = size or record.image_size or 224
     elif size is None:
         size = record.image_size
     if size is None or found.ndim == 3 or (record.kind == "segmentation" and config.patch):
         return None
-    return shrink([size] * found.ndim, encoder.patch_size, 10**9)
+    return shrink([size] * found.ndim, multiple, 10**9)
 
 
 def _checked(patch: Sequence[int], multiple: Sequence[int], name: str) -> list[int]:
@@ -232,7 +233,7 @@ def _bytes(patch: Sequence[int], config: FinetuneConfig, encoder: Encoder, segme
 
     Measured on the shipped networks to within a factor of 1.5 (attention maps are not stored).
     """
-    tokens = math.prod(side / step for side, step in zip(patch, encoder.patch_size, strict=True))
+    tokens = math.prod(side / step for side, step in zip(patch, encoder.patch_of(len(patch)), strict=True))
     depth = max(1, len(encoder.layer_groups()) - 2)
     body = tokens * encoder.embed_dim * depth * 24 * 4
     return body + (math.prod(patch) * config.head.width * 20 * 4 if segmentation else 0)

@@ -45,6 +45,7 @@ class Segmentation(Task):
             width=head.width,
             most=head.most,
             foreground=self.plan.foreground,
+            ndim=self.plan.ndim,
         )
 
     def example(self, position: int) -> dict[str, Tensor]:

@@ -2,8 +2,8 @@
 
 Where only some patches are wanted, only they are embedded: the patches are gathered before the projection
 instead of after it. With three quarters left out that makes the embedding, forward and backward, 3.2 to 3.6
-times cheaper (CPU, ViT-S, 224² and 96³); for volumes in 16³ patches, where embedding a token costs nine
-tenths of a transformer block, it is what makes masking pay.
+times cheaper, and a masked step of a ViT-S 0.88 of the time for 96³ voxels in 16³ patches, where embedding a
+token costs as much as nine tenths of a block (0.98 for 224² pixels; CPU).
 """
 
 from __future__ import annotations

@@ -32,6 +32,14 @@ def test_segmentation_logits_have_the_shape_of_the_image(name: str, head: type) 
     assert all(p.grad is not None for n, p in network.named_parameters() if not n.startswith("encoder."))
 
 
+@pytest.mark.parametrize("shape", [(24, 16), (4, 24, 16)])
+def test_one_encoder_segments_pictures_and_volumes(shape: tuple[int, ...]) -> None:
+    encoder = build_encoder({"name": "vit_any", "size": "tiny", "depth": 2, "patch_size": [2, 8, 8],
+                             "patch_size_2d": [8, 8]})  # fmt: skip
+    network = Segmenter(encoder, 3, ndim=len(shape))
+    assert network(torch.randn(2, 1, *shape)).shape == (2, 3, *shape)
+
+
 @pytest.mark.parametrize("name", ["vit", "convnext", "vit3d"])
 @pytest.mark.parametrize("head", [Classifier, LinearClassifier])
 def test_classification_logits(name: str, head: type) -> None:

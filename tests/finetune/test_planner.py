@@ -69,6 +69,15 @@ def test_dimensions_that_differ_are_refused_with_the_mend() -> None:
         fingerprint([*volumes((32, 32, 32)), *pictures((1, 32, 32))], None)
 
 
+def test_an_encoder_of_both_kinds_is_planned_for_the_images_at_hand() -> None:
+    task = record()
+    both = build_encoder({"name": "vit_any", "size": "tiny", "depth": 1, "patch_size": [4, 16, 16],
+                          "patch_size_2d": [8, 8]})  # fmt: skip
+    assert make_plan(task, config(task), volumes((10, 50, 36)), both).patch == [12, 64, 48]
+    plan = make_plan(record("classification"), config(task), pictures((1, 60, 40)), both, crop=[56, 40])
+    assert plan.ndim == 2 and plan.patch == [56, 40]
+
+
 def test_a_patch_that_is_no_multiple_is_refused_with_the_nearest() -> None:
     task = record(patch=[30, 32, 32])
     with pytest.raises(ConfigError, match=r"patch=\[32, 32, 32\]"):
