@@ -7,6 +7,10 @@ that rise to 0.3 a training step of a ViT-S takes 0.83 of timm's time (CPU, 16 i
 whose names pretrained weights carry, take rotary positions. The number dropped is rate · B, rounded; where
 that is 0 (small batches) samples are dropped one by one as timm does. Blocks of other kinds than those named
 in `_parts` run as timm wrote them.
+
+Crops of several sizes are not packed into one sequence: with attention apart and everything else in one,
+2 × 14² and 8 × 6² tokens of a ViT-S take 1.02 of the time of two forwards (CPU), and a block-diagonal mask, in a
+case small enough to hold one, 1.95.
 """
 
 from __future__ import annotations
