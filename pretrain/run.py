@@ -30,6 +30,7 @@ from ..data.stream.stream import Stream
 from . import preempt
 from .checkpoint import Checkpointing, newest
 from .config import PretrainConfig, complete, per_rank_batch
+from .continued import continue_objective
 from .contract import input_contract
 from .encoders import Encoder, build_encoder
 from .folder import RunFolder
@@ -174,6 +175,9 @@ def build(config: PretrainConfig) -> tuple[Encoder, Objective, dict[str, Any] | 
                 )
         kind, section = polymorphic(config.objective, OBJECTIVES, "objective")
         objective = kind(section, encoder)
+        taken = None if config.init_from is None else continue_objective(objective, config.init_from)
+        if taken is not None:
+            log.info(taken)
         for part in config.data.each():
             for size in objective.sizes(part.crop):
                 encoder.grid(size)  # refuses a size that patches do not tile
