@@ -3,7 +3,8 @@
 Oquab et al., arXiv 2304.07193, with the numbers of the published configuration; 3DINO (arXiv 2501.11755) has
 shown the same in 3D. The student's global crops have tokens hidden behind the patch embedding, and only the
 hidden ones go through the token head. `gram.weight` above 0 adds the anchoring of DINOv3 (arXiv 2508.10104);
-its high-resolution phase is a run of its own: `init_from` the first run, larger crops, `gram.snapshot=0`.
+its high-resolution phase is a run of its own (base-dinov2-highres-2d): `init_from` the first run, whose heads
+come along, larger crops, and `gram.snapshot=0`.
 """
 
 from __future__ import annotations
