@@ -23,6 +23,11 @@ _CURVES = (
         },
     ),
 )
+_PROBES = {  # kind in the keys of metrics.jsonl -> title, and what is scored on labelled images
+    "knn": ("Probe, neighbours", "balanced accuracy of k nearest neighbours on frozen features"),
+    "linear": ("Probe, linear", "balanced accuracy of a logistic regression on frozen features"),
+    "dense": ("Probe, dense", "Dice of a logistic regression on frozen patch tokens against label maps"),
+}
 _PANELS = {
     "reconstruction": (
         "Reconstruction",
@@ -42,8 +47,7 @@ def training(runs: Sequence[PretrainRun]) -> str:
     parts = []
     for run in runs:
         figures = "".join(_curve(run, title, digits, keys) for title, digits, keys in _CURVES)
-        probes = sorted({key for row in run.rows for key in row if key.startswith("probe/knn_")})
-        figures = _probe_chart(run, probes) + figures
+        figures = "".join(_probe_chart(run, kind) for kind in _PROBES) + figures
         panels = "".join(
             _panel(run, kind, step, uri) for kind, step, uri in sorted(run.panels, key=_panel_order)
         )
@@ -111,16 +115,18 @@ def _curve(run: PretrainRun, title: str, digits: int, keys: dict[str, str]) -> s
     )
 
 
-def _probe_chart(run: PretrainRun, probes: Sequence[str]) -> str:
-    """All probes in one chart, at most five of them, each named by what follows `probe/knn_`."""
+def _probe_chart(run: PretrainRun, kind: str) -> str:
+    """The probes of one kind in one chart, at most five of them, each named by its data set."""
+    prefix, (title, note) = f"probe/{kind}_", _PROBES[kind]
+    probes = sorted({key for row in run.rows for key in row if key.startswith(prefix)})
     x = [finite(row.get("step")) for row in run.rows]
-    names = [key.removeprefix("probe/knn_") for key in probes[:5]]
+    names = [key.removeprefix(prefix) for key in probes[:5]]
     series = [
         Series(name if len(probes) > 1 else "", x, [finite(r.get(key)) for r in run.rows], f"series-{i}")
         for i, (key, name) in enumerate(zip(probes, names, strict=False))
     ]
-    title = f"Probe: {names[0].replace('_', ' ')}" if len(names) == 1 else "Probes"
-    note = "k nearest neighbours on frozen features of labelled images"
+    if len(names) == 1:
+        title = f"{title}: {names[0].replace('_', ' ')}"
     return _figure(title, note, line_chart(series, label=f"{run.name}, {title}"))
 
 
