@@ -226,8 +226,9 @@ def test_curves_show_loss_probes_and_the_rank_of_the_probe(made: tuple[Path, str
     labels = [svg["aria-label"] or "" for svg in Page(made[1]).all("svg") if svg["class"] == "chart"]
     told = {label.split(":")[0]: label for label in labels if label.startswith("vit")}
     assert list(told) == ["vit, Probe, neighbours", "vit, Loss", "vit, Effective rank"]
-    assert all(name in told["vit, Probe, neighbours"] for name in ("derm from", "fundus from", "us_breast from"))
-    assert "rankme" not in told["vit, Probe, neighbours"]
+    probes = told["vit, Probe, neighbours"]
+    assert all(name in probes for name in ("derm from", "fundus from", "us_breast from"))
+    assert "rankme" not in probes
     rows = [json.loads(line) for line in (made[0] / "vit" / "metrics.jsonl").read_text().splitlines()]
     last = [row["probe/rankme"] for row in rows if "probe/rankme" in row][-1]
     assert f"to {last:.1f} at step 1101" in told["vit, Effective rank"]
