@@ -9,8 +9,8 @@ that is 0 (small batches) samples are dropped one by one as timm does. Blocks of
 in `_parts` run as timm wrote them.
 
 Crops of several sizes are not packed into one sequence: with attention apart and everything else in one,
-2 × 14² and 8 × 6² tokens of a ViT-S take 1.02 of the time of two forwards (CPU), and a block-diagonal mask, in a
-case small enough to hold one, 1.95.
+2 × 14² and 8 × 6² tokens of a ViT-S take 1.02 of the time of two forwards (CPU), and a block-diagonal mask,
+in a case small enough to hold one, 1.95.
 """
 
 from __future__ import annotations
