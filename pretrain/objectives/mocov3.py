@@ -102,5 +102,5 @@ class MoCoV3(Objective):
 
 def freeze_stem(encoder: Encoder) -> None:
     """Hold the layers that meet the pixels at their values: one, or one for pictures and one for volumes."""
-    for stem in getattr(encoder, "stems", (encoder.stem,)):
+    for stem in encoder.stems:
         encoder.get_submodule(stem.rpartition(".")[0]).requires_grad_(False)

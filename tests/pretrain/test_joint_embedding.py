@@ -141,6 +141,22 @@ def test_the_key_encoder_follows_and_the_stem_stands_still() -> None:
     assert not any(p.requires_grad for p in slow.values())
 
 
+def test_one_encoder_of_pictures_and_volumes_gets_crops_of_both_and_two_still_stems() -> None:
+    section = {"name": "vit_any", "patch_size": [8, 8, 8], "patch_size_2d": [8, 8], **SMALL}
+    encoder = build_encoder(section)
+    both = [*crops("mocov3", 2, 16), *crops("mocov3", 3, 24)]
+    objective = MoCoV3(MoCoV3.Config(crops=both, **HEADS["mocov3"]), encoder)
+    assert objective.sizes([18, 18]) == [(16, 16)] and objective.sizes([30, 30, 30]) == [(24, 24, 24)]
+    frozen = {name for name, p in encoder.named_parameters() if not p.requires_grad}
+    assert frozen == {f"{stem}.proj.{kind}" for stem in ("patch_embed", "patch_embed_2d")
+                      for kind in ("weight", "bias")}  # fmt: skip
+    for ndim in (2, 3):
+        image = blobs(4, [32] * ndim)
+        loss = objective.step(Batch(image=image, position=torch.arange(4), seed=0), encoder).loss
+        loss.backward()
+        assert loss.isfinite()
+
+
 def test_convolutions_learn_their_stem() -> None:
     _, encoder, _ = make("mocov3", "convnext")
     assert all(p.requires_grad for p in encoder.parameters())
