@@ -246,17 +246,13 @@ def panels(
 def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
     """Lightning's Trainer with everything switched off that medloom does itself."""
     trainer = config.trainer
-    strategy = trainer.strategy
-    if strategy == "auto" and launch.launcher != "plain" and len({p.ndim for p in config.data.each()}) > 1:
-        # A step is 2D or 3D: the stem of the other kind gets no gradient, which DDP must be told.
-        strategy = "ddp_find_unused_parameters_true"
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning advises more workers, a logger and a val loop; none of it applies here.
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     return pl.Trainer(
         accelerator=trainer.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
-        strategy=strategy, plugins=launch.plugins or None,
+        strategy=trainer.strategy, plugins=launch.plugins or None,
         precision=precision(trainer.precision, trainer.accelerator),  # type: ignore[arg-type]
         max_steps=config.steps, max_epochs=-1, accumulate_grad_batches=trainer.accumulate,
         use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,

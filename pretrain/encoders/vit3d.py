@@ -32,6 +32,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 
 POSITIONS = ("sincos", "rope", "both")
+POOLS = ("token", "mean")
 
 LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
 
@@ -53,6 +54,7 @@ class ViT3D(Encoder):
         mlp_ratio: float = 4.0
         positions: str = "sincos"  # added vectors: sincos | turned queries and keys: rope | both (Primus)
         rope_base: float = 100.0  # of the rotations; see `positions.rotations`
+        pool: str = "token"  # what `pooled` is: token (the class token) | mean (of the patch tokens)
         registers: int = 0  # register tokens (arXiv 2309.16588) beside the class token
         layer_scale: float | None = None  # initial value, e.g. 1e-5; None: none
         drop_path: float = 0.0  # stochastic depth rate of the last block, rising linearly
@@ -108,6 +110,8 @@ class ViT3D(Encoder):
         if config.positions not in POSITIONS:
             hint = nearest(config.positions, set(POSITIONS))
             raise ConfigError(f"encoder.positions: unknown kind {config.positions!r}{hint}")
+        if config.pool not in POOLS:
+            raise ConfigError(f"encoder.pool: unknown kind {config.pool!r}{nearest(config.pool, set(POOLS))}")
         dim, depth, heads = SIZES[config.size]
         dim, depth, heads = config.embed_dim or dim, config.depth or depth, config.num_heads or heads
         if dim % heads or dim < 6:
@@ -122,7 +126,7 @@ class ViT3D(Encoder):
     def forward(
         self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False, hide: Hide | None = None
     ) -> Features:
-        """See `Encoder.forward`; x is [B, C, D, H, W]. `pooled` is the class token."""
+        """See `Encoder.forward`; x is [B, C, D, H, W]. `pooled` is what `pool` says."""
         grid = self.check(x, keep, pyramid, hide)
         tokens, rope = self._positioned(self._patches(x, keep), grid, keep, hide)
         heads = [self.cls_token] if self.reg_token is None else [self.cls_token, self.reg_token]
@@ -132,7 +136,7 @@ class ViT3D(Encoder):
         tokens = self.norm(tokens)
         maps = [self.norm(level)[:, self.prefix :].transpose(1, 2) for level in levels]
         return Features(
-            pooled=tokens[:, 0],
+            pooled=tokens[:, 0] if self.config.pool == "token" else tokens[:, self.prefix :].mean(dim=1),
             tokens=tokens[:, self.prefix :],
             grid=None if keep is not None else grid,
             pyramid=[m.reshape(x.shape[0], -1, *grid) for m in maps] if pyramid else None,

@@ -84,6 +84,24 @@ def test_the_same_keys_give_the_same_loss(name: str, family: str, ndim: int) -> 
     assert losses[0] == losses[1] and losses[0] != losses[2]
 
 
+@pytest.mark.parametrize(
+    ("name", "family", "ndim"), [p for p in PAIRS if p[1] in ("vit", "convnet", "vit3d")]
+)
+def test_a_step_in_bfloat16_is_close_to_one_in_float32(name: str, family: str, ndim: int) -> None:
+    losses = []
+    for bf16 in (False, True):
+        objective, encoder, batch = stepped(name, family, ndim)
+        torch.manual_seed(11)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            loss = objective.step(batch, encoder).loss
+        loss.backward()
+        assert loss.dtype == torch.float32
+        grads = [p.grad for m in (encoder, objective) for p in m.parameters() if p.grad is not None]
+        assert all(bool(g.isfinite().all()) for g in grads)
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=0.1, abs=0.05)
+
+
 @pytest.mark.parametrize(("name", "family", "ndim"), PAIRS)
 def test_refusals_say_why(name: str, family: str, ndim: int) -> None:
     encoder = small_encoder(family)

@@ -330,3 +330,18 @@ def test_names_of_the_eva_family_are_translated() -> None:
     solid.load_state_dict(tensors)
     x = torch.randn(1, 3, 16, 16)  # one patch: nothing to turn
     assert torch.allclose(solid(x[:, :, None]).tokens, flat(x).tokens, atol=1e-3)  # eps of its norms: 1e-5
+
+
+@torch.no_grad()
+def test_pooled_is_the_class_token_or_the_mean_of_the_patches() -> None:
+    section = {"name": "vit3d", "patch_size": [8, 8, 8], "depth": 2, "embed_dim": 48, "num_heads": 3}
+    torch.manual_seed(0)
+    token = build_encoder(section).eval()
+    mean = build_encoder({**section, "pool": "mean"}).eval()
+    mean.load_state_dict(token.state_dict())
+    x = torch.randn(2, 1, 16, 16, 16)
+    assert torch.equal(token(x).tokens, mean(x).tokens)
+    torch.testing.assert_close(mean(x).pooled, mean(x).tokens.mean(dim=1))
+    assert not torch.allclose(token(x).pooled, mean(x).pooled, atol=1e-3)
+    with pytest.raises(ConfigError, match="did you mean mean"):
+        build_encoder({**section, "pool": "men"})
