@@ -4,7 +4,8 @@ With holes in its input a dense convolution computes other statistics than on a 
 layers the holes are filled by their surroundings. SparK (arXiv 2301.03580, section 3.1) therefore uses sparse
 convolutions; the same result comes from dense ones when the mask is applied again behind each of them, and
 when normalisation, pooling and the global mean count visible places only. The price: no arithmetic is saved,
-a step costs a dense step and some 10 % more; in return it runs on every device, in 2D and 3D.
+and masked norms are slower than fused ones: a step takes 1.0 (ConvNeXt), 1.12 (ResNet-18) or 1.2 (ResEnc,
+SegResNet) of a dense step on a CPU. In return it runs on every device, in 2D and 3D.
 
     with sparse(encoder, visible):
         features = encoder(image, pyramid=True)   # hidden places are zero in all maps

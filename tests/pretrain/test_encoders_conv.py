@@ -18,8 +18,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 FLAT = {"depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32]}
 PRIMUS = {"name": "primus", "embed_dim": 48, "depth": 4, "num_heads": 2, "patch_size": [4, 8, 8]}
-# key -> (config, spatial size that fits, strides of the pyramid). Maps that 3 × 3 × 3 convolutions meet are at
-# least 3 deep: below that torch 2.15 gives gradients of uninitialised memory in bfloat16 on a CPU.
+# key -> (config, spatial size that fits, strides of the pyramid). Maps that 3 × 3 × 3 convolutions meet are
+# at least 3 deep: below that torch 2.15 gives gradients of uninitialised memory in bfloat16 on a CPU.
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], list[tuple[int, ...]]]] = {
     "resenc": ({"name": "resenc", "features": [8, 8, 16], "blocks": [1, 1, 2], "kernels": [[1, 3, 3], 3, 3],
                 "strides": [1, [1, 2, 2], 2]}, (8, 16, 24), [(1, 1, 1), (1, 2, 2), (2, 4, 4)]),
