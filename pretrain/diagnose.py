@@ -23,6 +23,7 @@ from .tracking import METRICS, read_rows
 
 ALARM, LOOK, GOOD, FACT = "alarm", "look", "good", "fact"
 LEAST = 4  # values of a curve below which it says nothing
+PROBED = 6  # values of a probe below which a fall says nothing
 WAIT = 0.05  # share of the time for data above which the loader holds training up
 OVERHEAD = 0.02  # share of the time for diagnostics and probes above which they are too frequent
 FALL = 0.9  # share of its best below which a probe has fallen
@@ -186,31 +187,38 @@ def _rank(run: Run) -> Iterator[Finding]:
 
 
 def _probes(run: Run) -> Iterator[Finding]:
-    fallen, held = [], []
+    fallen: dict[str, list[str]] = {}  # kind -> probes that fell
+    counts: dict[str, int] = {}
     for key in run.keys("probe/"):
         curve = run.curve(key)
         if key == "probe/rankme" or not curve:
             continue
-        best, last = max(curve), curve[-1]
-        (fallen if last < FALL * best and len(curve) >= LEAST else held).append(key)
-        text = f"{last:.3f}" + (f", first {curve[0]:.3f}, best {best:.3f}" if len(curve) > 1 else "")
-        yield Finding(FACT, key, text)
-    dense = [key for key in fallen if key.startswith("probe/dense")]
-    if dense and len(dense) == len(fallen) and any(key.startswith("probe/knn") for key in held):
+        kind = key.removeprefix("probe/").split("_")[0]
+        counts[kind] = counts.get(kind, 0) + 1
+        smooth = _smooth(curve)
+        if len(curve) >= PROBED and smooth[-1] < FALL * max(smooth):
+            fallen.setdefault(kind, []).append(key)
+        text = f"{curve[-1]:.3f}"
+        yield Finding(
+            FACT, key, text + (f", first {curve[0]:.3f}, best {max(curve):.3f}" if len(curve) > 1 else "")
+        )
+    # Sets are small and jump: a kind of probe has fallen when more than half of its sets have.
+    bad = [kind for kind, keys in fallen.items() if 2 * len(keys) > counts[kind]]
+    if bad == ["dense"] and len(counts) > 1:
         yield Finding(
             LOOK,
-            dense[0],
+            fallen["dense"][0],
             "dense features degrade while features of whole images do not",
             "known of long self-distillation: add gram anchoring (objective dinov2), stop earlier, or "
-            "take an earlier checkpoint for segmentation",
+            "take an "
+            "earlier checkpoint for segmentation",
         )
-    elif fallen:
+    for kind in bad if bad != ["dense"] or len(counts) == 1 else []:
         yield Finding(
             LOOK,
-            fallen[0],
-            f"{len(fallen)} of {len(fallen) + len(held)} probes fell below 90 % of their best",
-            "lower optim.base_lr or stop earlier; a rare class makes small sets jump, so "
-            "look whether all fall",
+            fallen[kind][0],
+            f"{len(fallen[kind])} of {counts[kind]} {kind} probes fell below 90 % of their best",
+            "lower optim.base_lr or stop earlier, and take the checkpoint of the best",
         )
 
 

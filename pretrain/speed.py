@@ -4,8 +4,8 @@ Operations are counted once for each shape of batch, in the first real step of t
 backward, with torch's own formulas for products, convolutions and attention; later steps cost nothing. That
 first step runs eagerly where the encoder is compiled. What is counted is what is computed: teachers, decoders
 and blocks that are computed again in the backward pass included, hidden tokens of a masked encoder not. The
-peak is the best rate of a large matrix product on this device in the precision of the run, a tenth of a
-second at the start: a rate that this machine reaches, not the one on its data sheet.
+peak is the best rate of a large matrix product on this device in the precision of the run, some tenths
+of a second at the start: a rate that this machine reaches, not the one on its data sheet.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-PEAK_SIDE = {"cuda": 4096, "cpu": 768}  # of the matrices whose product gives the peak
-PEAK_SECONDS = 0.1
+# Of the matrices whose product gives the peak. Small on a CPU: a product shorter than a time slice of the
+# scheduler finds an undisturbed one even on a busy machine.
+PEAK_SIDE = {"cuda": 4096, "cpu": 512}
+PEAK_SECONDS = 0.2
 
 
 class Operations(TorchDispatchMode):
