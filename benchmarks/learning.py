@@ -138,8 +138,8 @@ def untrained(seed: int) -> Any:
     torch.manual_seed(seed)
     return build_encoder(
         {
-            "name": "vit", "model": MODEL, "img_size": size.picture, "patch_size": size.patch, "in_channels": 3,
-            "embed_dim": size.dim, "depth": size.depth, "num_heads": size.heads,
+            "name": "vit", "model": MODEL, "img_size": size.picture, "patch_size": size.patch,
+            "embed_dim": size.dim, "depth": size.depth, "num_heads": size.heads, "in_channels": 3,
         }
     )  # fmt: skip
 

@@ -92,9 +92,9 @@ def head(runs: Runs, options: argparse.Namespace) -> list[str]:
     return [
         "# Learning in equal CPU time", "",
         "Made by `python -m benchmarks.learning --shards SHARDS --real COLLECTION "
-        f"--budget {options.budget:g} --seeds {seeds}`. {options.budget:g} CPU seconds of one thread a run, {seeds} seeds, "
-        f"{platform.machine()}, torch {torch.__version__}. The same transformer (width 192, 6 blocks, "
-        "patches of 8 on 64 pixels), the same pictures; scoring.py says what the six cells are.",
+        f"--budget {options.budget:g} --seeds {seeds}`. {options.budget:g} CPU seconds of one thread a run, "
+        f"{seeds} seeds, {platform.machine()}, torch {torch.__version__}. The same transformer (width 192, "
+        "6 blocks, patches of 8 on 64 pixels), the same pictures; scoring.py says what the six cells are.",
     ]  # fmt: skip
 
 

@@ -148,9 +148,7 @@ def neighbours(features: dict[str, Tensor], labels: dict[str, np.ndarray]) -> np
     }
     known = torch.from_numpy(np.concatenate([labels["train"], labels["val"]]))
     kept = torch.cat([unit["train"], unit["val"]])
-    return knn_predict(
-        kept, known, unit["test"], k=NEIGHBOURS, classes=int(known.max()) + 1
-    ).numpy()  # fmt: skip
+    return knn_predict(kept, known, unit["test"], k=NEIGHBOURS, classes=int(known.max()) + 1).numpy()
 
 
 def regression(features: dict[str, Tensor], labels: dict[str, np.ndarray]) -> np.ndarray:
@@ -179,19 +177,35 @@ def dense(task: Task, encoder: Encoder, normalise: Normalise, side: int) -> dict
     masks = {
         part: torch.stack([mask_of(task.data, case, side) for case in task.cases[part]]) for part in PARTS
     }
-    grid = (side // encoder.patch_size[0], side // encoder.patch_size[1])
-    shares = functional.adaptive_avg_pool2d(masks["train"][:, None], grid).flatten().double()
+    return dense_cell(tokens, masks, (side // encoder.patch_size[0], side // encoder.patch_size[1]))
+
+
+def dense_cell(tokens: dict[str, Tensor], masks: dict[str, Tensor], grid: Sequence[int]) -> dict[str, Any]:
+    """Dice of structures drawn from tokens by ridge regression.
+
+    Args:
+        tokens: part -> float32 [N, patches, E].
+        masks: part -> bool [N, S, *space] of S structures.
+        grid: patches along each axis.
+    """
+    shrink = functional.adaptive_avg_pool2d if len(grid) == 2 else functional.adaptive_avg_pool3d
+    shares = shrink(masks["train"].float(), tuple(grid)).flatten(2).transpose(1, 2).flatten(0, 1).double()
     mean, std = tokens["train"].mean(dim=(0, 1)), tokens["train"].std(dim=(0, 1)).clamp_min(1e-6)
     x = {part: ((values - mean) / std).double() for part, values in tokens.items()}
-    best: tuple[float, np.ndarray] | None = None
-    for weight, bias in ridge(x["train"].flatten(0, 1), shares):
-        maps = {part: enlarge(x[part] @ weight + bias, grid, side) for part in ("val", "test")}
-        for threshold in THRESHOLDS:
-            reached = float(np.nanmean(dice(maps["val"] > threshold, masks["val"] > 0)))
-            if best is None or reached > best[0]:
-                best = (reached, dice(maps["test"] > threshold, masks["test"] > 0))
-    assert best is not None
-    values = best[1]
+    fits = ridge(x["train"].flatten(0, 1), shares)
+    best: list[tuple[float, np.ndarray] | None] = [None] * shares.shape[1]
+    for weight, bias in fits:
+        maps = {
+            part: enlarge(x[part] @ weight + bias, grid, masks[part].shape[2:]) for part in ("val", "test")
+        }
+        for structure in range(len(best)):
+            for threshold in THRESHOLDS:
+                val, test = (dice(maps[part][:, structure] > threshold, masks[part][:, structure])
+                             for part in ("val", "test"))  # fmt: skip
+                reached = float(np.nanmean(val))
+                if best[structure] is None or reached > best[structure][0]:  # type: ignore[index]
+                    best[structure] = (reached, test)
+    values = np.nanmean(np.stack([found[1] for found in best if found is not None]), axis=0)
     return {
         "metric": "Dice", "score": float(np.nanmean(values)),
         "values": [None if np.isnan(value) else round(float(value), 6) for value in values],
@@ -206,25 +220,25 @@ def patch_tokens(encoder: Encoder, images: Iterable[Tensor]) -> Tensor:
 
 
 def mask_of(data: TaskData, case: Case, side: int) -> Tensor:
-    """float32 [side, side]: 1 where the structure is, nearest neighbour."""
+    """bool [1, side, side]: where the structure is, nearest neighbour."""
     mask = torch.from_numpy((np.asarray(data.mask(case)) > 0).astype(np.float32))
-    return functional.interpolate(mask[None, None], size=(side, side), mode="nearest-exact")[0, 0]
+    return functional.interpolate(mask[None, None], size=(side, side), mode="nearest-exact")[0] > 0
 
 
 def ridge(x: Tensor, y: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Weight [E] and bias for each penalty: x float64 [N, E] standardised, y float64 [N]."""
-    bias = y.mean()
+    """Weight [E, S] and bias [S] for each penalty: x float64 [N, E] standardised, y float64 [N, S]."""
+    bias = y.mean(dim=0)
     values, vectors = torch.linalg.eigh(x.T @ x)
     projected = vectors.T @ (x.T @ (y - bias))
     for penalty in PENALTIES:
-        yield vectors @ (projected / (values.clamp_min(0) + penalty)), bias
+        yield vectors @ (projected / (values.clamp_min(0) + penalty).unsqueeze(1)), bias
 
 
-def enlarge(shares: Tensor, grid: Sequence[int], side: int) -> Tensor:
-    """[N, patches] -> [N, side, side], bilinear."""
-    return functional.interpolate(
-        shares.reshape(len(shares), 1, *grid).float(), size=(side, side), mode="bilinear", align_corners=False
-    )[:, 0]
+def enlarge(shares: Tensor, grid: Sequence[int], space: Sequence[int]) -> Tensor:
+    """[N, patches, S] -> [N, S, *space], linear."""
+    maps = shares.transpose(1, 2).reshape(len(shares), -1, *grid).float()
+    mode = "bilinear" if len(grid) == 2 else "trilinear"
+    return functional.interpolate(maps, size=tuple(space), mode=mode, align_corners=False)
 
 
 def dice(predicted: Tensor, truth: Tensor) -> np.ndarray:
