@@ -1,7 +1,7 @@
 """Curves of short real runs, one column a method: the picture of docs/diagnostics.md.
 
-Each method trains its `tiny` recipe on phantoms, cut to some hundred steps of small batches; a run that is
-finished is not made again. What is to be seen is the shape of curves, not how good a method is.
+Each method trains its `tiny` recipe on phantoms, cut to few steps of small batches; a run that is finished
+is not made again. What is to be seen is the shape of curves, not how good a method is: nothing is probed.
 
     medloom phantoms --out phantoms && medloom shards build phantoms/collection.yaml --out shards/phantoms
     python -m benchmarks.curves --shards shards/phantoms --work runs/curves --out docs/pictures/curves.png
@@ -20,9 +20,7 @@ CURVES = {
     "feature_std": ("feature_std",),
     "effective rank": ("rankme", "rank_centred", "lidar"),
     "entropy / log K": ("teacher_entropy", "marginal_entropy"),
-    "probes": ("probe/knn_phantom_histology", "probe/linear_phantom_histology",
-               "probe/dense_phantom_ultrasound"),
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -32,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--shards", required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs, kept for the next time")
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--out", type=Path, default=Path("docs/pictures/curves.png"))
     arguments = parser.parse_args()
     runs = {name: train(name, arguments) for name in METHODS}
@@ -50,7 +48,7 @@ def train(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         given = {
             "data.shards": arguments.shards, "out": str(folder), "trainer.steps": arguments.steps,
             "data.batch_size": 16, "data.workers": 0, "trainer.log_every": 4, "trainer.accelerator": "cpu",
-            "probe.every_steps": arguments.steps // 5, "probe.max_samples": 60, "probe.dense_samples": 40,
+            "probe.every_steps": 0,
             "panels.every_steps": 0, "tracking.wandb": "disabled", "resume": "true",
         }  # fmt: skip
         pretrain(load_config(f"tiny-{name}-2d", [f"{key}={value}" for key, value in given.items()]))
@@ -64,9 +62,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(
-        len(CURVES), len(runs), figsize=(2.6 * len(runs), 1.7 * len(CURVES)), sharex=True
-    )
+    figure, axes = plt.subplots(len(CURVES), len(runs), figsize=(2.6 * len(runs), 1.7 * len(CURVES)))
     for column, (method, rows) in enumerate(runs.items()):
         for line, (title, keys) in enumerate(CURVES.items()):
             panel = axes[line][column]
@@ -74,10 +70,10 @@ def draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> None:
                 points = [(r["step"], r[key]) for r in rows if isinstance(r.get(key), int | float)]
                 points = [(x, y) for x, y in points if math.isfinite(y)]
                 if points:
-                    label = key.removeprefix("probe/").split("_phantom")[0] if len(keys) > 1 else None
+                    label = key if len(keys) > 1 else None
                     panel.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
             if panel.has_data():
-                if title in ("entropy / log K", "probes"):
+                if title == "entropy / log K":
                     panel.set_ylim(-0.03, 1.03)
                 if len(keys) > 1:
                     panel.legend(fontsize=6, frameon=False)
@@ -89,8 +85,7 @@ def draw(runs: dict[str, list[dict[str, Any]]], out: Path) -> None:
                 panel.set_title(method, fontsize=10)
             if column == 0:
                 panel.set_ylabel(title, fontsize=8)
-    for panel in axes[-1]:
-        panel.set_xlabel("step", fontsize=7)
+    figure.supxlabel("step", fontsize=8)
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)

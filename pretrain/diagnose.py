@@ -18,7 +18,7 @@ from ..data.config import read_yaml
 from ..data.errors import ConfigError
 from .alarms import Watch, number
 from .folder import CONFIG
-from .readings import READINGS, chance
+from .readings import MOVING, READINGS, chance
 from .tracking import METRICS, read_rows
 
 ALARM, LOOK, GOOD, FACT = "alarm", "look", "good", "fact"
@@ -129,7 +129,7 @@ def _loss(run: Run) -> Iterator[Finding]:
     if reading:
         yield Finding(FACT, "loss", reading)
     curve = run.curve("loss", warm=True)
-    if len(curve) < LEAST:
+    if len(curve) < LEAST or run.method in MOVING:
         return
     quarter = max(1, len(curve) // 4)
     first, before, last = (
@@ -142,8 +142,7 @@ def _loss(run: Run) -> Iterator[Finding]:
             LOOK,
             "loss",
             f"rises: {first:.4g} after the warm-up, {last:.4g} now",
-            "a fall of the teacher's entropy or a steeper weight decay can raise it; with falling probes "
-            "lower optim.base_lr",
+            "a steeper weight decay can raise it; with falling probes lower optim.base_lr",
         )
     elif last < first - noise:
         yield Finding(GOOD, "loss", f"falls: {first:.4g} after the warm-up, {last:.4g} now")

@@ -31,6 +31,9 @@ READINGS = {
     "supervised": "cross-entropy (log(classes) is guessing) or Dice and cross-entropy of label maps",
 }
 
+# Losses whose rise or fall is no sign: the target moves with the teacher.
+MOVING = ("dino", "dinov2", "ijepa")
+
 
 def chance(config: dict[str, Any]) -> tuple[float, str] | None:
     """The loss of an encoder that knows nothing, and how it comes about; None where no number is certain.
