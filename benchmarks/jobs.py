@@ -100,7 +100,7 @@ def finish(job: Job, process: subprocess.Popen[str], limit: float, seconds: floa
         log.unlink()
 
 
-def write(path: Path, values: dict[str, Any]) -> None:
+def write(path: Path, values: Any) -> None:
     """JSON, whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(values))
@@ -121,17 +121,20 @@ def line(path: Path) -> str:
     return f"{cells} ({values.get('steps', 0)} steps, {values.get('cpu_seconds', 0):.0f} CPU s)"
 
 
-def steps_for(budget: float, trial: Callable[[int], Any]) -> tuple[int, float, float]:
-    """Steps that fill `budget` CPU seconds: cost of a step and of a run's start from two short trials.
+def steps_for(budget: float, trial: Callable[[int], Any], memory: Path) -> tuple[int, float]:
+    """Steps that fill `budget` CPU seconds: the cost of a step and of a run's start from two short trials.
 
     Args:
         trial: runs n steps from the beginning to the end of a run.
+        memory: file that keeps the answer for the other seeds.
 
     Returns:
-        steps (at least 1), CPU seconds a step, CPU seconds of a run beside its steps.
+        steps (at least 1), CPU seconds a step.
     """
-    few, more = 3, 11
-    trial(2)  # the first steps of a process pay for caches and first allocations
+    if memory.is_file():
+        return tuple(json.loads(memory.read_text()))  # type: ignore[return-value]
+    few, more = 2, 7
+    trial(1)  # the first step of a process pays for caches and first allocations
     spent = []
     for steps in (few, more):
         began = time.process_time()
@@ -139,4 +142,6 @@ def steps_for(budget: float, trial: Callable[[int], Any]) -> tuple[int, float, f
         spent.append(time.process_time() - began)
     each = max(1e-6, (spent[1] - spent[0]) / (more - few))
     fixed = max(0.0, spent[0] - few * each)
-    return max(1, int((budget - fixed) / each)), each, fixed
+    found = (max(1, int((budget - fixed) / each)), each)
+    write(memory, found)
+    return found

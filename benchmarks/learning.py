@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--real", type=Path, required=True, help="the real collection itself, for the tasks")
     parser.add_argument("--work", type=Path, default=Path("bench-learning"), help="finished runs and caches")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--budget", type=float, default=240.0, help="CPU seconds of a run")
+    parser.add_argument("--budget", type=float, default=120.0, help="CPU seconds of a run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--at-once", type=int, default=2, help="runs side by side, each on a core of its own")
     parser.add_argument("--only", default="", help="contenders, separated by commas")
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     chosen = contenders(options)
     folder = options.work / f"learning-{options.budget:g}s"
+    taken_over(options, folder, chosen)
     if not options.report:
         prepare(options)
         todo = [
@@ -151,7 +152,8 @@ def trained_by_medloom(options: argparse.Namespace) -> tuple[Any, dict[str, Any]
     recipe = recipe_of(options.child.partition("/")[2], 2, options.recipes)
     with tempfile.TemporaryDirectory() as folder:
         given = {"shards": options.shards, "seed": options.seed, "out": Path(folder) / "run"}
-        steps, each, fixed = jobs.steps_for(options.budget, lambda n: train(recipe, steps=n, **given))
+        memory = calibration(options, options.child)
+        steps, each = jobs.steps_for(options.budget, lambda n: train(recipe, steps=n, **given), memory)
         began = time.process_time()
         encoder = train(recipe, steps=steps, **given)
         spent = time.process_time() - began
@@ -160,7 +162,7 @@ def trained_by_medloom(options: argparse.Namespace) -> tuple[Any, dict[str, Any]
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at the end of {steps} steps")
     settings = f"recipe {Path(recipe).stem}"
-    return encoder, {"steps": steps, "cpu_seconds": spent, "seconds_a_step": each, "start_seconds": fixed,
+    return encoder, {"steps": steps, "cpu_seconds": spent, "seconds_a_step": each,
                      "loss": loss, "settings": settings}  # fmt: skip
 
 
@@ -178,14 +180,34 @@ def trained_by_rival(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         method = kind(Size(), steps)
         return method, train(method, shown, steps=steps, seed=options.seed)
 
-    steps, each, fixed = jobs.steps_for(options.budget, run)
+    steps, each = jobs.steps_for(options.budget, run, calibration(options, options.child))
     began = time.process_time()
     method, losses = run(steps)
     spent = time.process_time() - began
     encoder = untrained(0)
     encoder.model.load_state_dict(method.released().state_dict())
-    return encoder, {"steps": steps, "cpu_seconds": spent, "seconds_a_step": each, "start_seconds": fixed,
+    return encoder, {"steps": steps, "cpu_seconds": spent, "seconds_a_step": each,
                      "loss": losses[-1], "settings": kind.settings, "batch": kind.batch}  # fmt: skip
+
+
+def calibration(options: argparse.Namespace, name: str) -> Path:
+    """Where the number of steps of a contender is kept, for its other seeds."""
+    folder = options.work / f"steps-{options.budget:g}s"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name.replace('/', '+')}.json"
+
+
+def taken_over(options: argparse.Namespace, folder: Path, names: Sequence[str]) -> None:
+    """Use runs that benchmarks/methods.py made with the same budget: they are the same runs."""
+    for name in names:
+        for seed in range(options.seeds):
+            target = folder / f"{name.replace('/', '+')}@{seed}.json"
+            found = sorted(
+                options.work.glob(f"methods-{options.budget:g}s-*/{name.partition('/')[2]}-2d@{seed}.json")
+            )
+            if found and not target.is_file() and name.startswith("medloom/"):
+                folder.mkdir(parents=True, exist_ok=True)
+                jobs.write(target, json.loads(found[0].read_text()))
 
 
 def pictures(shards: Path, work: Path) -> list[np.ndarray]:

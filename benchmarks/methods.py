@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from . import jobs
-from .learning import prepare
+from .learning import calibration, prepare
 
 TUNED = {2: ("realdata-busi", "auc"), 3: ("realdata-hippocampus", "dice")}
 
@@ -134,7 +134,8 @@ def pretrained(
         save_encoder(given["out"], build(config)[0], {})
         return given["out"], {"steps": 0, "cpu_seconds": 0.0}
     recipe = recipe_of(method, ndim, options.recipes)
-    steps, each, _ = jobs.steps_for(options.budget, lambda n: train(recipe, steps=n, **given))
+    memory = calibration(options, f"medloom/{method}" if ndim == 2 else f"{method}-3d")
+    steps, each = jobs.steps_for(options.budget, lambda n: train(recipe, steps=n, **given), memory)
     began = time.process_time()
     train(recipe, steps=steps, **given)
     spent = time.process_time() - began
@@ -142,7 +143,13 @@ def pretrained(
     loss = float(json.loads(rows[-1])["loss"])
     if not np.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at the end of {steps} steps")
-    return given["out"], {"steps": steps, "cpu_seconds": spent, "seconds_a_step": each, "loss": loss}
+    return given["out"], {
+        "steps": steps,
+        "cpu_seconds": spent,
+        "seconds_a_step": each,
+        "loss": loss,
+        "settings": f"recipe {Path(recipe).stem}",
+    }
 
 
 def tuned_cell(ndim: int) -> str:
