@@ -34,6 +34,10 @@ _PANELS = {
         "input, what the encoder saw, and what the decoder made of it; look for structure that continues "
         "across hidden patches.",
     ),
+    "views": (
+        "Views",
+        "input and the crops that the method compares; look for crops that still show what matters.",
+    ),
     "features": (
         "Tokens as colours",
         "first three principal components of the patch tokens; the same tissue should have the same colour "

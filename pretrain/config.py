@@ -140,8 +140,40 @@ def load_config(path_or_name: str | Path, dotlist: list[str] | tuple[str, ...] =
     Raises:
         ConfigError: no such file, unknown key, wrong type, values that contradict each other.
     """
-    values = read_yaml(find_config("pretrain", path_or_name))
-    return complete(structured(PretrainConfig, values, list(dotlist), where=str(path_or_name)))
+    layers = recipe_layers(find_config("pretrain", path_or_name))
+    return complete(structured(PretrainConfig, *layers, list(dotlist), where=str(path_or_name)))
+
+
+def recipe_layers(path: Path) -> list[dict[str, Any]]:
+    """The mappings that a recipe is made of: those it `extends`, in their order, and itself last.
+
+    `extends` names one file or several, beside the recipe or shipped in configs/pretrain/sizes. A section
+    with another `name` than the one below replaces it as a whole: its keys are those of another class.
+
+    Raises:
+        ConfigError: as `load_config`; a file to extend that extends another.
+    """
+    values = read_yaml(path)
+    bases = values.pop("extends", None) or []
+    layers = [_below(str(base), path) for base in ([bases] if isinstance(bases, str) else bases)]
+    layers.append(values)
+    for section in ("encoder", "objective"):
+        chosen = None
+        for layer in reversed(layers):
+            name = (layer.get(section) or {}).get("name")
+            chosen = chosen or name
+            if name not in (None, chosen):
+                layer.pop(section)
+    return layers
+
+
+def _below(base: str, recipe: Path) -> dict[str, Any]:
+    beside = recipe.parent / base
+    found = beside if beside.is_file() else find_config("pretrain/sizes", base)
+    values = read_yaml(found)
+    if "extends" in values:
+        raise ConfigError(f"{found}: a file that recipes extend extends no other: write its keys out")
+    return values
 
 
 def complete(config: PretrainConfig) -> PretrainConfig:
@@ -243,6 +275,7 @@ def _check(config: PretrainConfig) -> None:
                 "trainer.checkpoint_every_minutes": trainer.checkpoint_every_minutes,
                 "optim.base_lr": optim.base_lr, "probe.k": config.probe.k,
                 "probe.max_samples": config.probe.max_samples,
+                "probe.dense_samples": config.probe.dense_samples,
                 "panels.samples": config.panels.samples}  # fmt: skip
     for key, value in positive.items():
         if value is not None and value <= 0:
@@ -263,6 +296,9 @@ def _check(config: PretrainConfig) -> None:
         raise ConfigError(f"optim.betas has {len(optim.betas)} numbers; AdamW takes 2, e.g. [0.9, 0.95]")
     if optim.clip is not None and optim.clip <= 0:
         raise ConfigError(f"optim.clip is {optim.clip}; above 0, or null for none")
+    for score in config.probe.scores:
+        if score not in PROBE_SCORES:
+            raise ConfigError(f"probe.scores has {score!r}{nearest(score, set(PROBE_SCORES))}")
     if config.tracking.wandb not in WANDB_MODES:
         hint = nearest(config.tracking.wandb, set(WANDB_MODES))
         raise ConfigError(f"tracking.wandb is {config.tracking.wandb!r}{hint}")
@@ -275,12 +311,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             flat.update(_flat(value, f"{prefix}{key}."))
         else:
             flat[prefix + str(key)] = value
-                "probe.dense_samples": config.probe.dense_samples,
     return flat
 
 
 def _free(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)
-    for score in config.probe.scores:
-        if score not in PROBE_SCORES:
-            raise ConfigError(f"probe.scores has {score!r}{nearest(score, set(PROBE_SCORES))}")

@@ -121,7 +121,7 @@ class UNet(nn.Module):
         spatial: Sequence[int],
         details: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
-        """[B, outputs, *spatial] from the pyramid; `details`: index of a stride -> [B, channels[i], *size]."""
+        """[B, outputs, *spatial] from the pyramid; `details`: number of a stride -> [B, channels, *size]."""
         sizes = self.sizes(spatial)
         mode = SMOOTH[len(spatial)]
         skips = self._laterals(pyramid, sizes) | dict(details or {})

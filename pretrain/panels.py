@@ -1,6 +1,7 @@
-"""Pictures of what an encoder has learnt: reconstructions, and tokens as colours.
+"""Pictures of what an encoder has learnt: reconstructions or views, and tokens as colours.
 
-`reconstruction`: input, masked input and reconstruction side by side, in the grey window of the input. What
+`views`: what a method that compares views compares. `reconstruction`: input, masked input and reconstruction
+side by side, in the grey window of the input. What
 to look for: structure that continues across hidden patches, not brightness (see MAE.panel).
 `features`: the first three principal components of the patch tokens of all shown images together, as red,
 green and blue beside the image. Collapse shows as one colour, noise as confetti; good tokens colour the same
@@ -43,7 +44,7 @@ def draw_panels(
     mean: Tensor,
     std: Tensor,
 ) -> dict[str, Path]:
-    """Write `step-NNNNNNN-reconstruction.png` and `-features.png` into `folder`; returns name -> path.
+    """Write `step-NNNNNNN-reconstruction.png` (or `-views.png`) and `-features.png`; returns name -> path.
 
     Args:
         batch: a few images [B, C, *spatial], normalised, on the encoder's device.
@@ -51,7 +52,7 @@ def draw_panels(
     """
     folder.mkdir(parents=True, exist_ok=True)
     batch = replace(batch, image=tiled(batch.image, encoder))
-    training = encoder.training, objective.training
+    training = [(module, module.training) for part in (encoder, objective) for module in part.modules()]
     encoder.eval()
     objective.eval()
     try:
@@ -60,9 +61,10 @@ def draw_panels(
         pictures = objective.panel(batch, encoder)
         if pictures:
             columns = {name: slices(value, mean, std) for name, value in pictures.items()}
-            path = folder / f"step-{step:07d}-reconstruction.png"
+            kind = "reconstruction" if "reconstruction" in pictures else "views"
+            path = folder / f"step-{step:07d}-{kind}.png"
             save_grid(path, windowed(columns), captions)
-            written["panels/reconstruction"] = path
+            written[f"panels/{kind}"] = path
         colours = token_colours(batch.image, objective.released(encoder))
         if colours is not None:
             path = folder / f"step-{step:07d}-features.png"
@@ -71,8 +73,8 @@ def draw_panels(
             written["panels/features"] = path
         return written
     finally:
-        encoder.train(training[0])
-        objective.train(training[1])
+        for module, mode in training:  # one by one: a teacher's norms are in a mode of their own
+            module.training = mode
 
 
 def tiled(image: Tensor, encoder: Encoder) -> Tensor:

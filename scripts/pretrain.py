@@ -7,8 +7,8 @@ import argparse
 from .console import STOPPED
 
 EXAMPLE = """example:
-  medloom pretrain realdata-mae-2d data.shards=shards/realdata out=runs/mae-2d
-  medloom pretrain realdata-mae-2d data.shards=shards/realdata out=runs/mae-2d resume=true
+  medloom pretrain tiny-mae-2d data.shards=shards/realdata out=runs/mae-2d
+  medloom pretrain tiny-mae-2d data.shards=shards/realdata out=runs/mae-2d resume=true
   torchrun --nproc-per-node 8 -m medloom.scripts.cli pretrain base-mae-2d data.shards=/data/shards out=b"""
 
 
