@@ -125,15 +125,16 @@ def adamw(
     """AdamW (arXiv 1711.05101) with `lr`·`lr_scale` as the initial rate of each group.
 
     A schedule multiplies the groups' initial rates, as `LambdaLR` does. `fused` is used where all parameters
-    are on CUDA (one kernel an update instead of several hundred) and ignored elsewhere. Lightning refuses its
-    own gradient clipping with a fused optimiser under mixed precision: clip in `configure_gradient_clipping`.
+    are on CUDA or the CPU (one kernel an update instead of several hundred) and ignored elsewhere. Lightning
+    refuses its own gradient clipping with a fused optimiser under mixed precision: clip in
+    `configure_gradient_clipping`.
     """
     parameters = [p for group in groups for p in group["params"]]
-    on_cuda = all(p.is_cuda and torch.is_floating_point(p) for p in parameters)
+    known = all(p.device.type in ("cuda", "cpu") and torch.is_floating_point(p) for p in parameters)
     for group in groups:
         group["lr"] = lr * group["lr_scale"]
     return torch.optim.AdamW(
-        groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True if fused and on_cuda else None
+        groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True if fused and known else None
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data.errors import ConfigError
 from .encoders.base import Encoder
+from .encoders.blocks import run_blocks
 from .encoders.positions import sincos
 
 
@@ -62,12 +63,15 @@ class PatchDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
         self.predict = PatchHead(encoder, dim)
 
-    def forward(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
-        """Embedded tokens [B, N, dim] in grid order -> [B, N, pixels · C]."""
+    def forward(self, tokens: Tensor, grid: Sequence[int], only: Tensor | None = None) -> Tensor:
+        """Embedded tokens [B, N, dim] in grid order -> [B, N, pixels · C], 0 where not in `only` [B, K]."""
         tokens = tokens + sincos(grid, self.dim, tokens.device).to(self.norm.weight.dtype)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.predict(self.norm(tokens), len(grid))
+        tokens, _ = run_blocks(self.blocks, tokens, only=only)
+        predicted = self.predict(self.norm(tokens), len(grid))
+        if only is None:
+            return predicted
+        whole = predicted.new_zeros(len(predicted), math.prod(grid), predicted.shape[-1])
+        return whole.scatter(1, only.unsqueeze(-1).expand_as(predicted), predicted)
 
 
 def patchify(image: Tensor, patch_size: Sequence[int]) -> Tensor:

@@ -10,14 +10,17 @@ of a second at the start: a rate that this machine reaches, not the one on its d
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from .encoders.base import Encoder, Features
 
 # Of the matrices whose product gives the peak. Small on a CPU: a product shorter than a time slice of the
 # scheduler finds an undisturbed one even on a busy machine.
@@ -51,13 +54,13 @@ class Speed:
         self._open: tuple[tuple[int, ...], Operations, Any, list[int]] | None = None
         self._operations = self._tokens = 0
 
-    def start(self, shape: Sequence[int], encoder: nn.Module) -> None:
+    def start(self, shape: Sequence[int], encoder: Encoder) -> None:
         """Before a micro-batch of images [B, C, *spatial]: count in it, where this shape is new."""
         if tuple(shape) in self._cost or self._open is not None:
             return
         tokens: list[int] = []
         hook = encoder.register_forward_hook(
-            lambda _, __, found: tokens.append(found.tokens.shape[0] * found.tokens.shape[1])
+            lambda _, given, found: tokens.append(_counted(encoder, given[0], found))
         )
         mode = Operations()
         mode.__enter__()
@@ -118,3 +121,8 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def _counted(encoder: Encoder, image: Tensor, found: Features) -> int:
+    """Patch tokens that the encoder computed; where it gave none back, those of the whole grid."""
+    return image.shape[0] * (found.tokens.shape[1] or math.prod(encoder.grid(image.shape[2:])))

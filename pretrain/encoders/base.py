@@ -96,6 +96,10 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def embed(self, x: Tensor) -> Tensor:
+        """What `forward(x).pooled` is, [B, E], without computing what only other features need."""
+        return self(x).pooled
+
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """Parameters by depth, from the input to the output: [embedding, block 0, ..., last norm].
 

@@ -25,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .positions import rotate
 
-Part = Callable[[Tensor, Tensor | None], Tensor]  # (tokens, rotary table) -> what is added to the tokens
+# (tokens, rotary table, places that are wanted or None) -> what is added to the tokens at those places
+Part = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def run_blocks(
@@ -35,6 +36,7 @@ def run_blocks(
     rope: Sequence[Tensor | None] | Tensor | None = None,
     levels: Sequence[int] = (),
     recompute: bool = False,
+    only: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Run tokens [B, ..., E] through blocks.
 
@@ -44,48 +46,79 @@ def run_blocks(
         levels: indices of blocks whose output is kept.
         recompute: keep the input of each block only, and compute it again in the backward pass
             (arXiv 1604.06174): memory of one block instead of all, for a third more arithmetic.
+        only: int64 [B, K], the tokens whose output is wanted; the last block then computes the keys and
+            values of all of them, and everything else for these alone: five sixths of its products for the
+            others are saved.
 
     Returns:
-        The tokens after the last block, and those after each of `levels`, in order.
+        The tokens after the last block (those of `only`: [B, K, E]), and those after each of `levels`, in
+        order.
     """
     kept: list[Tensor] = []
+    blocks = list(blocks)
     for depth, block in enumerate(blocks):
+        wanted = only if depth == len(blocks) - 1 else None
         table = rope if rope is None or isinstance(rope, Tensor) else rope[depth]
         if recompute and torch.is_grad_enabled():
-            tokens = cast(Tensor, checkpoint(run_block, block, tokens, table, use_reentrant=False))
+            tokens = cast(Tensor, checkpoint(run_block, block, tokens, table, wanted, use_reentrant=False))
         else:
-            tokens = run_block(block, tokens, table)
+            tokens = run_block(block, tokens, table, wanted)
         kept += [tokens] * list(levels).count(depth)
     return tokens, kept
 
 
-def run_block(block: nn.Module, x: Tensor, rope: Tensor | None = None) -> Tensor:
-    """One block of timm, with stochastic depth that skips what it drops."""
+def run_block(block: nn.Module, x: Tensor, rope: Tensor | None = None, only: Tensor | None = None) -> Tensor:
+    """One block of timm, with stochastic depth that skips what it drops; `only` as in `run_blocks`."""
     parts = _parts(block)
-    if parts is None:
-        return block(x) if rope is None else block(x, rope=rope)
+    if parts is None or (only is not None and not takes_only(block)):
+        x = block(x) if rope is None else block(x, rope=rope)
+        return x if only is None else at(x, only)
     for part, drop in parts:
-        x = add_part(x, part, float(getattr(drop, "drop_prob", 0.0)) if block.training else 0.0, rope)
+        rate = float(getattr(drop, "drop_prob", 0.0)) if block.training else 0.0
+        x = add_part(x, part, rate, rope, only)
+        only = None  # the second part sees the tokens that the first has left
     return x
 
 
-def add_part(x: Tensor, part: Part, rate: float, rope: Tensor | None = None) -> Tensor:
+def takes_only(block: nn.Module) -> bool:
+    """Whether a block can compute some tokens from all of them."""
+    from timm.models.vision_transformer import Attention, Block
+
+    return type(block) is Block and type(cast(Any, block).attn) is Attention
+
+
+def first_token(tokens: Tensor) -> Tensor:
+    """`only` for the first token of each sequence: zeros [B, 1]."""
+    return torch.zeros(tokens.shape[0], 1, dtype=torch.int64, device=tokens.device)
+
+
+def at(x: Tensor, places: Tensor) -> Tensor:
+    """Tokens [B, N, E] at places int64 [B, K] -> [B, K, E]."""
+    return x.gather(1, places.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def add_part(
+    x: Tensor, part: Part, rate: float, rope: Tensor | None = None, only: Tensor | None = None
+) -> Tensor:
     """x + part(x), with a share `rate` of the samples left out and the others scaled: the mean is the same.
 
-    Which ones is drawn from torch's global generator, as all dropout is.
+    Which ones is drawn from torch's global generator, as all dropout is. With `only` int64 [B, K], the sum at
+    these tokens [B, K, E].
     """
+    base = x if only is None else at(x, only)
     if rate == 0.0:
-        return x + part(x, rope)
+        return base + part(x, rope, only)
     batch = x.shape[0]
     dropped = min(round(rate * batch), batch - 1)
     if dropped < 1:
         from timm.layers import drop_path
 
-        return x + drop_path(part(x, rope), rate, True)
+        return base + drop_path(part(x, rope, only), rate, True)
     chosen = torch.rand(batch, device=x.device).argsort()[: batch - dropped]
     some = rope.index_select(0, chosen) if rope is not None and rope.ndim == 4 else rope
-    added = part(x.index_select(0, chosen), some).to(x.dtype)
-    return x.index_add(0, chosen, added, alpha=batch / (batch - dropped))
+    places = None if only is None else only.index_select(0, chosen)
+    added = part(x.index_select(0, chosen), some, places).to(x.dtype)
+    return base.index_add(0, chosen, added, alpha=batch / (batch - dropped))
 
 
 def _parts(block: nn.Module) -> list[tuple[Part, nn.Module]] | None:
@@ -99,14 +132,14 @@ def _parts(block: nn.Module) -> list[tuple[Part, nn.Module]] | None:
 
     b = cast(Any, block)
     if type(block) is Block:
-        first: Part = lambda x, rope: b.ls1(attend(b.attn, b.norm1(x), rope))  # noqa: E731
-        second: Part = lambda x, _: b.ls2(b.mlp(b.norm2(x)))  # noqa: E731
+        first: Part = lambda x, rope, only: b.ls1(attend(b.attn, b.norm1(x), rope, only))  # noqa: E731
+        second: Part = lambda x, *_: b.ls2(b.mlp(b.norm2(x)))  # noqa: E731
     elif type(block) is EvaBlock:
-        first = lambda x, rope: _scaled(b.gamma_1, b.attn(b.norm1(x), rope=rope))  # noqa: E731
-        second = lambda x, _: _scaled(b.gamma_2, b.mlp(b.norm2(x)))  # noqa: E731
+        first = lambda x, rope, _: _scaled(b.gamma_1, b.attn(b.norm1(x), rope=rope))  # noqa: E731
+        second = lambda x, *_: _scaled(b.gamma_2, b.mlp(b.norm2(x)))  # noqa: E731
     elif type(block) is SwinTransformerBlock and hasattr(block, "_attn"):
-        first = lambda x, _: b._attn(b.norm1(x))  # noqa: E731
-        second = lambda x, _: b.mlp(b.norm2(x))  # noqa: E731
+        first = lambda x, *_: b._attn(b.norm1(x))  # noqa: E731
+        second = lambda x, *_: b.mlp(b.norm2(x))  # noqa: E731
     else:
         return None
     return [(first, b.drop_path1), (second, b.drop_path2)]
@@ -116,14 +149,38 @@ def _scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
     return x if gamma is None else gamma * x
 
 
-def attend(attention: nn.Module, x: Tensor, rope: Tensor | None) -> Tensor:
-    """timm's `Attention` on tokens [B, N, E], with queries and keys turned by `rope` where there is one."""
-    if rope is None:
+def attend(attention: nn.Module, x: Tensor, rope: Tensor | None, only: Tensor | None = None) -> Tensor:
+    """timm's `Attention` on tokens [B, N, E], with queries and keys turned by `rope` where there is one.
+
+    With `only` int64 [B, K], the outcome at these tokens [B, K, E].
+    """
+    if rope is None and only is None:
         return attention(x)
     a = cast(Any, attention)
-    batch, n, _ = x.shape
-    query, key, value = a.qkv(x).reshape(batch, n, 3, a.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    query, key = rotate(a.q_norm(query), rope), rotate(a.k_norm(key), rope)
+    if only is None:
+        query, key, value = _heads(a.qkv(x), 3, a.num_heads)
+    else:
+        weight, bias = a.qkv.weight, a.qkv.bias
+        inner = weight.shape[0] // 3
+        of_query, of_rest = (None, None) if bias is None else (bias[:inner], bias[inner:])
+        (query,) = _heads(functional.linear(at(x, only), weight[:inner], of_query), 1, a.num_heads)
+        key, value = _heads(functional.linear(x, weight[inner:], of_rest), 2, a.num_heads)
+    query, key = a.q_norm(query), a.k_norm(key)
+    if rope is not None:
+        query, key = rotate(query, rope if only is None else _rows(rope, only)), rotate(key, rope)
     rate = a.attn_drop.p if attention.training else 0.0
     x = functional.scaled_dot_product_attention(query, key, value, dropout_p=rate)
-    return a.proj_drop(a.proj(x.transpose(1, 2).reshape(batch, n, -1)))
+    return a.proj_drop(a.proj(x.transpose(1, 2).flatten(2)))
+
+
+def _heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """[B, N, parts · heads · d] -> parts of [B, heads, N, d]."""
+    return x.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _rows(table: Tensor, only: Tensor) -> Tensor:
+    """Rows of a rotary table [N, d] or [B, heads or 1, N, d] at `only` [B, K]: [B, heads or 1, K, d]."""
+    if table.ndim == 2:
+        return table[only].unsqueeze(1)
+    index = only[:, None, :, None].expand(-1, table.shape[1], -1, table.shape[-1])
+    return table.gather(2, index)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ...data.errors import ConfigError
 from .base import Encoder, Features, Hide, depths_of_pyramid
-from .blocks import run_blocks
+from .blocks import first_token, run_blocks
 from .patches import embed_some, replace, select
 from .timm_nets import create_timm, describe_for_timm, with_user_arguments
 
@@ -71,9 +71,17 @@ class ViT(Encoder):
         self.prefix = int(self.model.num_prefix_tokens)
 
     def forward(
-        self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False, hide: Hide | None = None
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        pyramid: bool = False,
+        hide: Hide | None = None,
+        only_pooled: bool = False,
     ) -> Features:
-        """See `Encoder.forward`; x is [B, C, H, W]. `pooled` is what timm's own `model(x)` gives."""
+        """See `Encoder.forward`; x is [B, C, H, W]. `pooled` is what timm's own `model(x)` gives.
+
+        With `only_pooled` no patch tokens are given back, where that saves a part of the last block.
+        """
         grid = self.check(x, keep, pyramid, hide)
         model = cast(Any, self.model)
         tokens, rope = self._embed(x, grid, keep, hide)
@@ -85,14 +93,24 @@ class ViT(Encoder):
             rope=list(rope) if rope is not None and mixed else rope,
             levels=wanted,
             recompute=self.recompute,
+            only=first_token(tokens) if only_pooled and self._pools_token() else None,
         )
         tokens = model.norm(tokens)
         return Features(
             pooled=model.forward_head(tokens, pre_logits=True),
             tokens=tokens[:, self.prefix :],
-            grid=None if keep is not None else grid,
+            grid=grid if keep is None and tokens.shape[1] > self.prefix else None,
             pyramid=[self._as_map(model.norm(level), grid) for level in levels] if pyramid else None,
         )
+
+    def embed(self, x: Tensor) -> Tensor:
+        """See `Encoder.embed`."""
+        return self(x, only_pooled=True).pooled
+
+    def _pools_token(self) -> bool:
+        """Whether the class token alone is what `pooled` is made of."""
+        model = cast(Any, self.model)
+        return model.global_pool == "token" and getattr(model, "attn_pool", None) is None
 
     def _embed(
         self, x: Tensor, grid: Sequence[int], keep: Tensor | None, hide: Hide | None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...data.errors import ConfigError, nearest
 from .base import Encoder, Features, Hide, depths_of_pyramid
-from .blocks import run_blocks
+from .blocks import first_token, run_blocks
 from .patches import PatchEmbed, replace
 from .positions import rotations, sincos
 
@@ -124,23 +124,38 @@ class ViT3D(Encoder):
         return dim, depth, heads
 
     def forward(
-        self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False, hide: Hide | None = None
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        pyramid: bool = False,
+        hide: Hide | None = None,
+        only_pooled: bool = False,
     ) -> Features:
-        """See `Encoder.forward`; x is [B, C, D, H, W]. `pooled` is what `pool` says."""
+        """See `Encoder.forward`; x is [B, C, D, H, W]. `pooled` is what `pool` says.
+
+        With `only_pooled` no patch tokens are given back, where that saves a part of the last block.
+        """
         grid = self.check(x, keep, pyramid, hide)
         tokens, rope = self._positioned(self._patches(x, keep), grid, keep, hide)
         heads = [self.cls_token] if self.reg_token is None else [self.cls_token, self.reg_token]
         tokens = torch.cat([*(head.expand(x.shape[0], -1, -1) for head in heads), tokens], 1)
         wanted = depths_of_pyramid(len(self.blocks)) if pyramid else []
-        tokens, levels = run_blocks(self.blocks, tokens, rope=rope, levels=wanted, recompute=self.recompute)
+        only = first_token(tokens) if only_pooled and self.config.pool == "token" else None
+        tokens, levels = run_blocks(
+            self.blocks, tokens, rope=rope, levels=wanted, recompute=self.recompute, only=only
+        )
         tokens = self.norm(tokens)
         maps = [self.norm(level)[:, self.prefix :].transpose(1, 2) for level in levels]
         return Features(
             pooled=tokens[:, 0] if self.config.pool == "token" else tokens[:, self.prefix :].mean(dim=1),
             tokens=tokens[:, self.prefix :],
-            grid=None if keep is not None else grid,
+            grid=grid if keep is None and tokens.shape[1] > self.prefix else None,
             pyramid=[m.reshape(x.shape[0], -1, *grid) for m in maps] if pyramid else None,
         )
+
+    def embed(self, x: Tensor) -> Tensor:
+        """See `Encoder.embed`."""
+        return self(x, only_pooled=True).pooled
 
     def _patches(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """Embedded patches without positions: [B, N or K, E]."""

@@ -76,7 +76,7 @@ def pooled(groups: Sequence[Crops], encoder: Encoder) -> Tensor:
     """Pooled features [V, B, E] of all crops, in the order of `names`."""
     parts = []
     for group in groups:
-        features = encoder(group.image).pooled
+        features = encoder.embed(group.image)
         parts.append(features.view(len(group.names), -1, features.shape[-1]))
     return torch.cat(parts)
 

@@ -103,8 +103,8 @@ class DINO(Objective):
         """See `Objective.step`. Terms: `dino`, `koleo`, `kde`, and the entropies of the teacher's targets."""
         groups = views.make(batch, self.crops)
         with torch.no_grad():
-            teacher: Tensor = self.averaged("encoder")(self.seen(groups)).pooled
-        pooled = torch.cat([encoder(group.image).pooled for group in groups])
+            teacher: Tensor = self.averaged("encoder").embed(self.seen(groups))
+        pooled = torch.cat([encoder.embed(group.image) for group in groups])
         loss, terms = self.agree(pooled, teacher, batch)
         return self.output(loss, terms, teacher, len(batch.image))
 

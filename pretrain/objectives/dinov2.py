@@ -95,7 +95,7 @@ class DINOv2(DINO):
             teacher: Features = self.averaged("encoder")(seen)
         hidden = self.hide(groups[0], len(seen), batch, encoder)
         large = encoder(groups[0].image, hide=Hide(self._padded(hidden.mask, groups[0]), self.mask_token))
-        pooled = torch.cat([large.pooled, *(encoder(group.image).pooled for group in groups[1:])])
+        pooled = torch.cat([large.pooled, *(encoder.embed(group.image) for group in groups[1:])])
         loss, terms = self.agree(pooled, teacher.pooled, batch)
         tokens = large.tokens[: len(seen)]
         value = self.tokens_agree(tokens, teacher.tokens, hidden, batch)

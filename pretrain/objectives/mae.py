@@ -75,4 +75,6 @@ class MAE(MaskedPixels):
                 self.pixel_token(image, expand_mask(hidden, grid, encoder.patch_of(len(grid))))
             )
             tokens = self.decoder.embed(features.tokens)
-        return self.decoder(tokens, grid), features.pooled
+            mask = None
+        only = None if mask is None else mask.masked  # what is visible is not asked for
+        return self.decoder(tokens, grid, only), features.pooled

@@ -94,7 +94,7 @@ class VoCo(Objective):
         """See `Objective.step`. Terms: `position`, `discrepancy`, `between`, before their weights."""
         config = self.config
         crops, share = self.cut(batch)
-        pooled = encoder(crops.flatten(0, 1)).pooled  # [(n + R) B, E], row k B + b is crop k of volume b
+        pooled = encoder.embed(crops.flatten(0, 1))  # [(n + R) B, E], row k B + b is crop k of volume b
         student = self.projector(functional.dropout(pooled, config.dropout, self.training))
         with torch.no_grad():
             teacher = self.teacher.get_submodule("projector")(pooled.detach())

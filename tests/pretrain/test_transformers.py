@@ -137,7 +137,7 @@ def test_stochastic_depth_preserves_the_mean(batch: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(batch, 3)
     # Of 8 samples two are always left out; of 2 samples each is dropped for itself.
-    drawn = torch.stack([add_part(x, lambda tokens, _: tokens + 1, 0.25) for _ in range(4000)])
+    drawn = torch.stack([add_part(x, lambda tokens, *_: tokens + 1, 0.25) for _ in range(4000)])
     assert torch.allclose(drawn.mean(0), 2 * x + 1, atol=0.15)
     assert float((drawn == x).all(-1).float().mean()) == pytest.approx(0.25, abs=0.02)
 
@@ -147,7 +147,7 @@ def test_stochastic_depth_computes_only_what_it_keeps() -> None:
     torch.manual_seed(0)
     seen: list[int] = []
 
-    def part(tokens: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
+    def part(tokens: torch.Tensor, *_: torch.Tensor | None) -> torch.Tensor:
         seen.append(len(tokens))
         return torch.ones_like(tokens)
 
@@ -185,10 +185,10 @@ def test_blocks_run_as_timm_wrote_them_and_skip_when_they_drop(kind: str) -> Non
 def test_each_sample_keeps_its_own_rotations_when_others_are_dropped() -> None:
     torch.manual_seed(0)
     own = torch.randn(8, 1, 5, 4)
-    out = add_part(torch.zeros(8, 5, 4), lambda _, rope: rope[:, 0], 0.5, own)  # type: ignore[index]
+    out = add_part(torch.zeros(8, 5, 4), lambda _, rope, __: rope[:, 0], 0.5, own)  # type: ignore[index]
     kept = out.any(-1).any(-1)
     assert int(kept.sum()) == 4 and torch.equal(out[kept], 2 * own[kept, 0])
-    shared = add_part(torch.zeros(8, 5, 4), lambda x, rope: rope.expand_as(x), 0.5, own[0, 0])  # type: ignore[union-attr]
+    shared = add_part(torch.zeros(8, 5, 4), lambda x, rope, _: rope.expand_as(x), 0.5, own[0, 0])  # type: ignore[union-attr]
     assert torch.equal(shared[shared.any(-1).any(-1)], 2 * own[0, 0].expand(4, -1, -1))
 
 

@@ -1,0 +1,92 @@
+"""Only what is wanted: a last block for some tokens, and pooled features without the patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from medloom.pretrain.encoders import build_encoder
+from medloom.pretrain.encoders.blocks import run_block, run_blocks
+from medloom.pretrain.encoders.positions import rotations
+from timm.models.eva import EvaBlock
+from timm.models.vision_transformer import Block
+
+SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+ONLY = {
+    "plain": (lambda: Block(16, 2, qkv_bias=True, init_values=0.5), None),
+    "no bias, normed": (lambda: Block(16, 2, qk_norm=True), None),
+    "rotary": (lambda: Block(16, 2, qkv_bias=True), "shared"),
+    "rotary of each": (lambda: Block(16, 2, qkv_bias=True), "own"),
+    "another kind": (lambda: EvaBlock(16, 2), None),
+}
+
+
+@pytest.mark.parametrize("kind", ONLY)
+def test_a_last_block_for_some_tokens_gives_what_the_whole_one_gives(kind: str) -> None:
+    torch.manual_seed(0)
+    build, tables = ONLY[kind]
+    blocks = torch.nn.ModuleList([build(), build()])
+    rope = {None: None, "shared": rotations((5,), 8), "own": torch.randn(3, 1, 5, 8)}[tables]
+    only = torch.tensor([[0, 3], [4, 1], [2, 2]])
+    results = []
+    for wanted in (None, only):
+        x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        tokens, levels = run_blocks(blocks, x, rope=rope, levels=[0], only=wanted)
+        chosen = tokens if wanted is not None else tokens.gather(1, only[..., None].expand(-1, -1, 16))
+        assert chosen.shape == (3, 2, 16) and levels[0].shape == (3, 5, 16)
+        blocks.zero_grad()
+        chosen.square().sum().backward()
+        assert x.grad is not None
+        results.append(
+            [chosen.detach(), x.grad, *(p.grad.clone() for p in blocks.parameters() if p.grad is not None)]
+        )
+    assert len(results[0]) == len(results[1])
+    for whole, some in zip(*results, strict=True):
+        torch.testing.assert_close(some, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_dropped_samples_keep_their_wanted_tokens() -> None:
+    torch.manual_seed(0)
+    block, x = Block(16, 2, qkv_bias=True, drop_path=0.5).train(), torch.randn(6, 5, 16)
+    only = torch.randint(0, 5, (6, 2))
+    seen: list[tuple[int, ...]] = []
+    block.mlp.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
+    out = run_block(block, x, None, only)
+    assert out.shape == (6, 2, 16) and seen == [(3, 2, 16)]
+
+
+POOLING: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "vit": ({"name": "vit", "model": "vit_tiny_patch16_224", **SMALL}, (32, 48)),
+    "registers": ({"name": "vit", "model": "vit_small_patch14_reg4_dinov2", **SMALL}, (28, 42)),
+    "mean": ({"name": "vit", "model": "vit_base_patch16_rpn_224", **SMALL}, (32, 48)),
+    "eva": ({"name": "vit", "model": "vit_small_patch16_dinov3", **SMALL}, (32, 48)),
+    "vit3d": ({"name": "vit3d", "patch_size": [8, 8, 8], "positions": "both", "registers": 2, **SMALL},
+              (16, 16, 24)),
+    "vit3d mean": ({"name": "vit3d", "patch_size": [8, 8, 8], "pool": "mean", **SMALL}, (16, 16, 24)),
+    "vit_any": ({"name": "vit_any", "patch_size": [8, 8, 8], "patch_size_2d": [8, 8], **SMALL},
+                (16, 24)),
+    "convnet": ({"name": "convnet", "model": "convnext_atto"}, (64, 64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", POOLING)
+@torch.no_grad()
+def test_pooled_alone_is_pooled_with_the_rest(key: str) -> None:
+    torch.manual_seed(0)
+    section, size = POOLING[key]
+    encoder = build_encoder({**section, "in_channels": 1}).eval()
+    x = torch.randn(2, 1, *size)
+    torch.testing.assert_close(encoder.embed(x), encoder(x).pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_pooled_alone_computes_the_last_block_for_the_class_token_only() -> None:
+    for key in ("vit", "vit3d", "vit_any"):
+        section, size = POOLING[key]
+        encoder = build_encoder({**section, "in_channels": 1})
+        last = next(m for n, m in encoder.named_modules() if n.endswith("blocks.1.mlp"))
+        seen: list[int] = []
+        last.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(inputs[0].shape[1]))
+        encoder.embed(torch.randn(2, 1, *size)).sum().backward()
+        assert seen == [1]
+        assert all(p.grad is not None for p in encoder.parameters())
