@@ -61,11 +61,11 @@ def decode_runs(counts: Sequence[int] | str | bytes, size: Sequence[int]) -> np.
     if not 0 < height * width <= MOST_PIXELS:
         raise CollectionError(f"run lengths of {height} x {width} pixels, expected 1 to {MOST_PIXELS:,}")
     runs = _unpacked(counts) if isinstance(counts, str | bytes) else counts
-    lengths = np.asarray(runs, np.int64) if all(isinstance(n, int) for n in runs) else np.array([-1])
-    if (lengths < 0).any() or lengths.sum() != height * width:
-        raise CollectionError(
-            f"run lengths for {int(lengths.sum())} pixels, expected {height} x {width}; export it again"
-        )
+    if not all(isinstance(n, int) and 0 <= n <= height * width for n in runs) or sum(runs) != height * width:
+        found = sum(n for n in runs if isinstance(n, int) and n >= 0)
+        said = f"{found} pixels" if found <= MOST_PIXELS else "more pixels than an image has"
+        raise CollectionError(f"run lengths for {said}, expected {height} x {width}: export it again")
+    lengths = np.asarray(runs, np.int64)
     values = np.arange(len(lengths)) % 2 == 1
     return np.repeat(values, lengths).reshape(width, height).T
 
