@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,8 @@ def other(name: str, method: str, size: Size, options: argparse.Namespace) -> tu
     kind(replace(size, dim=64, depth=1, heads=1), 100)  # whatever is imported late is imported now
     base = resident(options.device)
     contender = kind(size, 10_000).to(options.device).train()
-    optimiser = adamw(p for p in contender.parameters() if p.requires_grad)
+    # As lightly's and stable-pretraining's examples and plain code call it.
+    optimiser = torch.optim.AdamW([p for p in contender.parameters() if p.requires_grad], lr=1e-5)
     shown = [Image.fromarray(picture) for picture in pictures(options.batch, size.picture)]
     given = [torch.randn(options.batch, 3, side, side, device=options.device) for side in sizes(method, size)]
 
@@ -142,6 +143,7 @@ def medloom(name: str, method: str, size: Size, options: argparse.Namespace) -> 
     from medloom.data.config import polymorphic
     from medloom.pretrain.encoders import build_encoder
     from medloom.pretrain.objectives import OBJECTIVES, Batch
+    from medloom.pretrain.optim import adamw, param_groups
     from medloom.pretrain.views import limits, to_float
 
     told = {"name": method, **CASES[method][0], **crops(method, size)}
@@ -150,8 +152,8 @@ def medloom(name: str, method: str, size: Size, options: argparse.Namespace) -> 
     base = resident(options.device)
     encoder = build_encoder(transformer(size)).to(options.device).train()
     objective = kind(section, encoder).to(options.device).train()
-    trained = [p for module in (encoder, objective) for p in module.parameters() if p.requires_grad]
-    optimiser = adamw(trained)
+    groups = param_groups(encoder, objective.named_parameters(), weight_decay=0.05)
+    optimiser = adamw(groups, lr=1e-5, betas=(0.9, 0.999))
     stored = loaded(options.batch, size.picture, options.device, whole=method == "mae")
     kept = KeptViews(objective)
 
@@ -239,9 +241,3 @@ def loaded(count: int, side: int, device: str, *, whole: bool) -> dict[str, Any]
     return {"image": shown} | {
         key: torch.full((count, 3), value, device=device) for key, value in numbers.items()
     }
-
-
-def adamw(parameters: Any) -> torch.optim.AdamW:
-    """The optimiser of all contenders."""
-    kept: Sequence[torch.nn.Parameter] = list(parameters)
-    return torch.optim.AdamW(kept, lr=1e-5, fused=True if kept[0].is_cuda else None)
