@@ -2,13 +2,13 @@
 
     python -m benchmarks.steps
 
-The same method, transformer, heads, batch and sizes of views for all; AdamW without clipping as each calls it
-(medloom fuses its update, the others' examples leave it as torch has it). Each contender is a process of its own
-on the same threads; rounds are interleaved, and only the one whose turn it is runs. Two figures a contender: the
-step on views that lie ready (network, loss, backward, optimiser,
-teacher), and the step that makes its views from pictures first (medloom on the batch, the rivals one picture
-at a time, as their transforms do). Memory is the highest resident size in a step less that of the process
-after its imports; on a GPU the allocator's own peak.
+The same method, transformer, heads, batch and sizes of views for all; AdamW without clipping as each calls
+it (medloom fuses its update, the others' examples leave it as torch has it). Each contender is a process of
+its own on the same threads; rounds are interleaved, and only the one whose turn it is runs. Two figures a
+contender: the step on views that lie ready (network, loss, backward, optimiser, teacher), and the step that
+makes its views from pictures first (medloom on the batch, the rivals one picture at a time, as their
+transforms do). Memory is the highest resident size in a step less that of the process after its imports; on
+a GPU the allocator's own peak.
 """
 
 from __future__ import annotations
