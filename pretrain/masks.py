@@ -27,13 +27,12 @@ class Mask(NamedTuple):
 
     keep: Tensor  # [B, K] visible
     masked: Tensor  # [B, N - K] hidden
-    restore: Tensor  # [B, N]: concat(visible, hidden)[restore] is in grid order
 
 
 def split(hidden: Tensor, visible: int) -> Mask:
     """Indices of a mask [B, N] that leaves `visible` tokens of every sample."""
     order = hidden.to(torch.uint8).argsort(dim=1, stable=True)
-    return Mask(order[:, :visible], order[:, visible:], order.argsort(dim=1))
+    return Mask(order[:, :visible], order[:, visible:])
 
 
 def hide(

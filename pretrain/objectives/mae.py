@@ -12,6 +12,7 @@ expect: kNN probes stay modest while fine-tuning gains, so judge it by both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,9 +68,8 @@ class MAE(MaskedPixels):
             mask = split(hidden, visible_tokens(grid, self.config.mask_ratio, self.config.mask_block))
             features = encoder(image, keep=mask.keep)
             visible = self.decoder.embed(features.tokens)
-            token = self.mask_token.to(visible.dtype).expand(visible.shape[0], mask.masked.shape[1], -1)
-            order = mask.restore.unsqueeze(-1).expand(-1, -1, visible.shape[-1])
-            tokens = torch.cat([visible, token], dim=1).gather(1, order)
+            token = self.mask_token.to(visible.dtype).expand(len(visible), math.prod(grid), -1)
+            tokens = token.scatter(1, mask.keep.unsqueeze(-1).expand_as(visible), visible)
         else:
             features = encoder(
                 self.pixel_token(image, expand_mask(hidden, grid, encoder.patch_of(len(grid))))
