@@ -331,3 +331,9 @@ def test_an_unreadable_shard_does_not_hide_the_others(folder, monkeypatch):
     (folder / VOLUMES).symlink_to("/proc/self/mem")  # opens, and fails when it is read
     flip(folder / PICTURES, 5000, 1)
     assert {shard for shard, _ in found(folder)} == {VOLUMES, PICTURES}
+
+
+def test_a_manifest_that_lost_its_last_byte_is_found(folder):
+    original = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(original[:-1])
+    assert "manifest.json" in {shard for shard, _ in found(folder)}
