@@ -25,7 +25,7 @@ test: lint  ## lint, types and the tests that fit a coffee break
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: lint  ## also the long ones (kill and resume, peers)
-	$(BIN)/python -m pytest
+	MEDLOOM_NEW_EXAMPLES=1 $(BIN)/python -m pytest
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
