@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def strangers(
 def _looked_at(shards: Shards, sources: Sequence[SourceEntry]) -> list[dict[str, Any]]:
     metas = []
     for source in sources:
-        refs = [ref for ref, _ in zip(shards.refs(source.id), range(source.shards[0].count), strict=False)]
+        refs = list(islice(shards.refs(source.id), source.shards[0].count))
         step = max(1, len(refs) // SAMPLES)
         metas += [shards.meta(ref) for ref in refs[::step][:SAMPLES]]
     return metas

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from .patches import select
 from .positions import rotate
 
 # (tokens, rotary table, places that are wanted or None) -> what is added to the tokens at those places
@@ -72,7 +73,7 @@ def run_block(block: nn.Module, x: Tensor, rope: Tensor | None = None, only: Ten
     parts = _parts(block)
     if parts is None or (only is not None and not takes_only(block)):
         x = block(x) if rope is None else block(x, rope=rope)
-        return x if only is None else at(x, only)
+        return x if only is None else select(x, only)
     for part, drop in parts:
         rate = float(getattr(drop, "drop_prob", 0.0)) if block.training else 0.0
         x = add_part(x, part, rate, rope, only)
@@ -92,11 +93,6 @@ def first_token(tokens: Tensor) -> Tensor:
     return torch.zeros(tokens.shape[0], 1, dtype=torch.int64, device=tokens.device)
 
 
-def at(x: Tensor, places: Tensor) -> Tensor:
-    """Tokens [B, N, E] at places int64 [B, K] -> [B, K, E]."""
-    return x.gather(1, places.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
 def add_part(
     x: Tensor, part: Part, rate: float, rope: Tensor | None = None, only: Tensor | None = None
 ) -> Tensor:
@@ -105,7 +101,7 @@ def add_part(
     Which ones is drawn from torch's global generator, as all dropout is. With `only` int64 [B, K], the sum at
     these tokens [B, K, E].
     """
-    base = x if only is None else at(x, only)
+    base = x if only is None else select(x, only)
     if rate == 0.0:
         return base + part(x, rope, only)
     batch = x.shape[0]
@@ -163,7 +159,7 @@ def attend(attention: nn.Module, x: Tensor, rope: Tensor | None, only: Tensor | 
         weight, bias = a.qkv.weight, a.qkv.bias
         inner = weight.shape[0] // 3
         of_query, of_rest = (None, None) if bias is None else (bias[:inner], bias[inner:])
-        (query,) = _heads(functional.linear(at(x, only), weight[:inner], of_query), 1, a.num_heads)
+        (query,) = _heads(functional.linear(select(x, only), weight[:inner], of_query), 1, a.num_heads)
         key, value = _heads(functional.linear(x, weight[inner:], of_rest), 2, a.num_heads)
     query, key = a.q_norm(query), a.k_norm(key)
     if rope is not None:

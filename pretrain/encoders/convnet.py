@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ...data.errors import ConfigError
 from .base import Encoder, Features, Hide
 from .sparse import recomputed, unfit
-from .timm_nets import create_timm, describe_for_timm, with_user_arguments
+from .timm_nets import create_timm, describe_for_timm, groups_of_timm, with_user_arguments
 
 
 class ConvNet(Encoder):
@@ -110,14 +110,7 @@ class ConvNet(Encoder):
 
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """timm's own coarse grouping of the model: [stem, stage 0, ..., last norm]."""
-        from timm.models import group_parameters
-
-        matcher = cast(Any, self.model).group_matcher(coarse=True)
-        by_depth = cast(dict[str, int], group_parameters(self.model, matcher, reverse=True))
-        groups: list[list[tuple[str, nn.Parameter]]] = [[] for _ in range(max(by_depth.values()) + 1)]
-        for name, parameter in self.named_parameters():
-            groups[by_depth[name.removeprefix(self.inner)]].append((name, parameter))
-        return groups
+        return groups_of_timm(self, coarse=True)
 
     def timm_config(self) -> dict[str, Any]:
         """See `Encoder.timm_config`."""

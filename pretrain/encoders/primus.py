@@ -23,7 +23,7 @@ from ...data.errors import ConfigError, nearest
 from .base import Encoder, Features, Hide, depths_of_pyramid
 from .blocks import run_blocks
 from .nnunet_nets import nnunet_part
-from .vit import select
+from .patches import replace, select
 
 # (embed_dim, depth, heads), arXiv 2503.01835, table 2.
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -104,9 +104,7 @@ class Primus(Encoder):
         """See `Encoder.forward`; x is [B, C, D, H, W]. `pooled` is the mean of the patch tokens."""
         grid = self.check(x, keep, pyramid, hide)
         eva = cast(Any, self.eva)
-        tokens = self.down_projection(x).flatten(2).transpose(1, 2)
-        if hide is not None:
-            tokens = torch.where(hide.mask.unsqueeze(-1), hide.token.to(tokens.dtype), tokens)
+        tokens = replace(self.down_projection(x).flatten(2).transpose(1, 2), hide)
         prefix, positions = self.positions(grid)
         tokens = tokens + positions
         rope = self.rotary(grid, x.device)
