@@ -65,7 +65,7 @@ def read_source(text: str, *, weights: bool) -> tuple[dict[str, Any], dict[str, 
     if path.is_dir():
         found = [path / name for name in (RECORD, "last.ckpt", "previous.ckpt") if (path / name).is_file()]
         if not found and (path / TIMM_CONFIG).is_file():
-            return _from_timm(f"local-dir:{path}", weights)
+            return _from_timm_folder(path, weights)
         if not found:
             raise CheckpointError(
                 f"{path}: holds neither {RECORD} nor last.ckpt nor timm's {TIMM_CONFIG}: name a run "
@@ -138,52 +138,54 @@ def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dic
 
 
 def _from_timm(name: str, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    """timm's network as the first family that takes it: a plain transformer, Swin, a convolutional network.
+    """timm's network of that name, with the weights that its tag stands for."""
+    config = _section_of_timm(name, f"timm:{name}")
+    if not weights:
+        return config, {}, {}
+    encoder = build_encoder({**config, "pretrained": True})
+    return config, {k.removeprefix(encoder.inner): v for k, v in encoder.state_dict().items()}, {}
 
-    `name` is a name of timm's, or `local-dir:FOLDER` with timm's config.json.
-    """
+
+def _from_timm_folder(
+    folder: Path, weights: bool
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """A folder in timm's format: config.json with the architecture and its arguments, model.safetensors."""
+    try:
+        said = json.loads((folder / TIMM_CONFIG).read_text())
+        model = str(said["architecture"])
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{folder / TIMM_CONFIG}: no description of a timm model ({error})") from error
+    pretrained = said.get("pretrained_cfg") or said
+    arguments = dict(said.get("model_args") or {})
+    channels = arguments.get("in_chans") or (pretrained.get("input_size") or [3])[0]
+    kwargs = {key: value for key, value in arguments.items() if key not in RESERVED}
+    config = _section_of_timm(model, str(folder), in_channels=int(channels), kwargs=kwargs)
+    return config, _timm_tensors(folder, pretrained.get("classifier")) if weights else {}, {}
+
+
+def _section_of_timm(model: str, source: str, **options: Any) -> dict[str, Any]:
+    """The section of the first family that takes timm's model: plain transformer, Swin, convolutional."""
     import timm
 
-    local = name.startswith("local-dir:")
-    model = _architecture(Path(name.removeprefix("local-dir:"))) if local else name.split(".")[0]
-    if not timm.is_model(model):
-        raise CheckpointError(f"timm:{name}: timm has no such model{nearest(model, set(timm.list_models()))}")
+    plain = model.split(".")[0]
+    if not timm.is_model(plain):
+        raise CheckpointError(f"{source}: timm has no such model{nearest(plain, set(timm.list_models()))}")
     config: dict[str, Any] = {}
     for family in TIMM_FAMILIES:
-        config = {"name": family, "model": model if local else name}
+        config = {"name": family, "model": model, **options}
         try:
             build_encoder(config)
             break
         except ConfigError:
             continue
-    if not weights:
-        return config, {}, {}
-    if local:
-        return config, _local_timm(Path(name.removeprefix("local-dir:")), config), {}
-    encoder = build_encoder({**config, "pretrained": True})
-    return config, {k.removeprefix(encoder.inner): v for k, v in encoder.state_dict().items()}, {}
+    return config
 
 
-def _architecture(folder: Path) -> str:
-    """The model that timm's config.json in `folder` names; arguments beside it go into the section."""
-    try:
-        return str(json.loads((folder / TIMM_CONFIG).read_text())["architecture"])
-    except (ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{folder / TIMM_CONFIG}: no description of a timm model ({error})") from error
-
-
-def _local_timm(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Tensors of a folder in timm's format; its model_args are added to `config`."""
+def _timm_tensors(folder: Path, classifier: str | list[str] | None) -> dict[str, Tensor]:
+    """Tensors beside timm's config.json, without those of the classifier."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    said = json.loads((folder / TIMM_CONFIG).read_text())
-    pretrained = said.get("pretrained_cfg") or said
-    arguments = dict(said.get("model_args") or {})
-    channels = arguments.pop("in_chans", None) or (pretrained.get("input_size") or [3])[0]
-    config.update(in_channels=int(channels))
-    if arguments:
-        config["kwargs"] = {k: v for k, v in arguments.items() if k not in RESERVED}
     path = next((folder / n for n in (TIMM_WEIGHTS, WEIGHTS) if (folder / n).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder}: no {TIMM_WEIGHTS} beside {TIMM_CONFIG}: fetch the whole folder")
@@ -191,7 +193,6 @@ def _local_timm(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable ({error}): fetch or export it again") from error
-    classifier = pretrained.get("classifier")
     heads = [classifier] if isinstance(classifier, str) else list(classifier or ())
     return {k: v for k, v in tensors.items() if not any(k.startswith(f"{head}.") for head in heads)}
 

@@ -88,6 +88,10 @@ def test_a_folder_in_timm_s_format_is_read(tmp_path: Path) -> None:
     loaded, report = load_encoder(folder)
     x = torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded.eval()(x).pooled, encoder(x).pooled) and not report.missing
+    fresh = load_encoder(f"random:{folder}")[0]  # the baseline of the same network has its arguments too
+    assert {k: v.shape for k, v in fresh.state_dict().items()} == {
+        k: v.shape for k, v in loaded.state_dict().items()
+    }
     (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {}}))
     with pytest.raises(CheckpointError, match=r"config\.json: no description of a timm model"):
         load_encoder(folder)
