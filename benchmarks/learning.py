@@ -34,22 +34,7 @@ SIDE = 64  # pixels of a global view, and of the pictures that are scored
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then write the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shards", type=Path, required=True, help="shards of the real collection")
-    parser.add_argument("--real", type=Path, required=True, help="the real collection itself, for the tasks")
-    parser.add_argument("--work", type=Path, default=Path("bench-learning"), help="finished runs and caches")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--budget", type=float, default=120.0, help="CPU seconds of a run")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--at-once", type=int, default=2, help="runs side by side, each on a core of its own")
-    parser.add_argument("--only", default="", help="contenders, separated by commas")
-    parser.add_argument("--recipes", type=Path, help="folder of tiny-*.yaml to take before the shipped ones")
-    parser.add_argument("--retry", action="store_true", help="run failed ones again")
-    parser.add_argument("--report", action="store_true", help="write the tables of what is there")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser = parser_of(__doc__, seeds=3, only="contenders, separated by commas")
     options = parser.parse_args(arguments)
     if options.child:
         print(json.dumps(measured(options)))
@@ -69,6 +54,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from .learning_report import report
 
     print(report(folder, chosen, options))
+
+
+def parser_of(description: str | None, *, seeds: int, only: str) -> argparse.ArgumentParser:
+    """What this benchmark and methods.py both ask.
+
+    Args:
+        seeds: default of `--seeds`.
+        only: help of `--only`.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shards", type=Path, required=True, help="shards of the real collection")
+    parser.add_argument("--real", type=Path, required=True, help="the real collection itself, for the tasks")
+    parser.add_argument("--work", type=Path, default=Path("bench-learning"), help="finished runs and caches")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--budget", type=float, default=120.0, help="CPU seconds of a pretraining run")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--at-once", type=int, default=2, help="runs side by side, each on a core of its own")
+    parser.add_argument("--only", default="", help=only)
+    parser.add_argument("--recipes", type=Path, help="folder of tiny-*.yaml to take before the shipped ones")
+    parser.add_argument("--retry", action="store_true", help="run failed ones again")
+    parser.add_argument("--report", action="store_true", help="write the tables of what is there")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
 
 
 def contenders(options: argparse.Namespace) -> list[str]:

@@ -26,30 +26,15 @@ from typing import Any
 import numpy as np
 
 from . import jobs
-from .learning import calibration, prepare
+from .learning import calibration, parser_of, prepare
 
 TUNED = {2: ("realdata-busi", "auc"), 3: ("realdata-hippocampus", "dice")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then write the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shards", type=Path, required=True, help="shards of the real collection")
-    parser.add_argument("--real", type=Path, required=True, help="the real collection itself, for the tasks")
-    parser.add_argument("--work", type=Path, default=Path("bench-learning"), help="finished runs and caches")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--budget", type=float, default=120.0, help="CPU seconds of a pretraining run")
+    parser = parser_of(__doc__, seeds=1, only="METHOD or METHOD-2d or METHOD-3d, separated by commas")
     parser.add_argument("--tune", type=int, default=60, help="steps of fine-tuning; 0: none")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--at-once", type=int, default=2)
-    parser.add_argument("--only", default="", help="METHOD or METHOD-2d or METHOD-3d, separated by commas")
-    parser.add_argument("--recipes", type=Path, help="folder of tiny-*.yaml to take before the shipped ones")
-    parser.add_argument("--retry", action="store_true", help="run failed ones again")
-    parser.add_argument("--report", action="store_true", help="write the tables of what is there")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         print(json.dumps(measured(options)))
