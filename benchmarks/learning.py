@@ -18,7 +18,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     taken_over(options, folder, chosen)
     if not options.report:
         prepare(options)
+        if options.calibrate:
+            names = [name for name in chosen if name != "random"]
+            calibrate("benchmarks.learning", names, lambda name: passed_on(options, name, 0), options)
+            return
         todo = [
             jobs.Job(folder / f"{name.replace('/', '+')}@{seed}.json", passed_on(options, name, seed))
             for seed in range(options.seeds)
@@ -77,6 +81,8 @@ def parser_of(description: str | None, *, seeds: int, only: str) -> argparse.Arg
     parser.add_argument("--recipes", type=Path, help="folder of tiny-*.yaml to take before the shipped ones")
     parser.add_argument("--retry", action="store_true", help="run failed ones again")
     parser.add_argument("--report", action="store_true", help="write the tables of what is there")
+    parser.add_argument("--calibrate", action="store_true", help="only measure the cost of a step of each; "
+                        "do this on a quiet machine, the runs themselves may then share it")  # fmt: skip
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     return parser
@@ -121,11 +127,27 @@ def prepare(options: argparse.Namespace) -> None:
         scoring.open_task(name, options.real, options.work / "tasks")
 
 
+def calibrate(
+    module: str, names: Sequence[str], given: Callable[[str], tuple[str, ...]], options: argparse.Namespace
+) -> None:
+    """Find the steps of every contender that has none yet, by children of `module`."""
+    folder = options.work / f"steps-{options.budget:g}s"
+    todo = [jobs.Job(folder / "done" / f"{name.replace('/', '+')}.json", (*given(name), "--calibrate"))
+            for name in names]  # fmt: skip
+    jobs.run(module, todo, at_once=options.at_once, threads=1, limit=600, retry=options.retry)
+
+
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Train one contender and score it."""
+    """Train one contender and score it; with `--calibrate` only find its steps."""
     import torch
 
     torch.set_num_threads(1)
+    if options.calibrate:
+        with tempfile.TemporaryDirectory() as folder:
+            found = jobs.steps_for(
+                options.budget, trial(options, Path(folder)), calibration(options, options.child)
+            )
+        return {"steps": found[0], "seconds_a_step": found[1]}
     if options.child == "random":
         encoder, facts = untrained(options.seed), {"steps": 0, "cpu_seconds": 0.0}
     elif options.child.startswith("medloom/"):
@@ -157,29 +179,20 @@ def untrained(seed: int) -> Any:
     )  # fmt: skip
 
 
-def trained_by_medloom(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """`pretrain` with the method's tiny recipe, for as many steps as the budget holds."""
+def trial(options: argparse.Namespace, folder: Path) -> Callable[[int], Any]:
+    """Training of a contender for n steps; medloom writes its run below `folder`."""
+    if not options.child.startswith("medloom/"):
+        return rival_run(options)
     from .ours import recipe_of, train
 
     recipe = recipe_of(options.child.partition("/")[2], 2, options.recipes)
-    with tempfile.TemporaryDirectory() as folder:
-        given = {"shards": options.shards, "seed": options.seed, "out": Path(folder) / "run"}
-        memory = calibration(options, options.child)
-        steps, each = jobs.steps_for(options.budget, lambda n: train(recipe, steps=n, **given), memory)
-        began = time.process_time()
-        encoder = train(recipe, steps=steps, **given)
-        spent = time.process_time() - began
-        rows = [json.loads(text) for text in (given["out"] / "metrics.jsonl").read_text().splitlines()]
-    loss = float(rows[-1]["loss"])
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} at the end of {steps} steps")
-    settings = f"recipe {Path(recipe).stem}"
-    return encoder, {"steps": steps, "cpu_seconds": spent, "seconds_a_step": each,
-                     "loss": loss, "settings": settings}  # fmt: skip
+    return lambda steps: train(
+        recipe, shards=options.shards, seed=options.seed, steps=steps, out=folder / "run"
+    )
 
 
-def trained_by_rival(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The rival's own loop on decoded pictures, and its network in medloom's wrapper."""
+def rival_run(options: argparse.Namespace) -> Callable[[int], tuple[Any, list[float]]]:
+    """A rival's own loop on decoded pictures: steps -> the method and its losses."""
     import torch
 
     from .rivals import Size, rival
@@ -192,12 +205,38 @@ def trained_by_rival(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         method = kind(Size(), max(steps, SHORTEST))
         return method, train(method, shown, steps=steps, seed=options.seed)
 
+    return run
+
+
+def trained_by_medloom(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """`pretrain` with the method's tiny recipe, for as many steps as the budget holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = trial(options, Path(folder))
+        steps, each = jobs.steps_for(options.budget, run, calibration(options, options.child))
+        began = time.process_time()
+        encoder = run(steps)
+        spent = time.process_time() - began
+        written = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+    loss = float(json.loads(written[-1])["loss"])
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at the end of {steps} steps")
+    settings = f"recipe tiny-{options.child.partition('/')[2]}-2d"
+    return encoder, {"steps": steps, "cpu_seconds": spent, "seconds_a_step": each,
+                     "loss": loss, "settings": settings}  # fmt: skip
+
+
+def trained_by_rival(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The rival's own loop, and its network in medloom's wrapper."""
+    from .rivals import rival
+
+    run = rival_run(options)
     steps, each = jobs.steps_for(options.budget, run, calibration(options, options.child))
     began = time.process_time()
     method, losses = run(steps)
     spent = time.process_time() - began
     encoder = untrained(0)
     encoder.model = method.released()
+    kind = rival(options.child)
     return encoder, {"steps": steps, "cpu_seconds": spent, "seconds_a_step": each,
                      "loss": losses[-1], "settings": kind.settings, "batch": kind.batch}  # fmt: skip
 

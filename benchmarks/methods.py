@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from . import jobs
-from .learning import calibration, parser_of, prepare
+from .learning import calibrate, calibration, parser_of, prepare
 
 TUNED = {2: ("realdata-busi", "auc"), 3: ("realdata-hippocampus", "dice")}
 
@@ -44,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.report:
         prepare(options)
         open_volumes(options)
+        if options.calibrate:
+            trained = [name for name in chosen if not name.startswith("random")]
+            calibrate("benchmarks.methods", trained, lambda name: passed_on(options, name, 0), options)
+            return
         todo = [jobs.Job(folder / f"{name}@{seed}.json", passed_on(options, name, seed))
                 for seed in range(options.seeds) for name in chosen]  # fmt: skip
         jobs.run("benchmarks.methods", todo, at_once=options.at_once, threads=1,
@@ -88,6 +92,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     method, ndim = options.child[:-3], int(options.child[-2])
     with tempfile.TemporaryDirectory() as scratch:
         run, facts = pretrained(method, ndim, Path(scratch), options)
+        if options.calibrate:
+            return facts
         encoder, _ = load_encoder(run)
         began = time.process_time()
         tasks = options.work / "tasks"
@@ -105,7 +111,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 def pretrained(
     method: str, ndim: int, folder: Path, options: argparse.Namespace
 ) -> tuple[Path, dict[str, Any]]:
-    """The run folder (for `random`: an encoder as it is built) and what the run took."""
+    """The run folder (for `random`: an encoder as it is built) and what the run took.
+
+    With `--calibrate` nothing but the steps and what each of them costs.
+    """
     from .ours import recipe_of, train
 
     given: dict[str, Any] = {"shards": options.shards, "seed": options.seed, "out": folder / "run"}
@@ -121,6 +130,8 @@ def pretrained(
     recipe = recipe_of(method, ndim, options.recipes)
     memory = calibration(options, f"medloom/{method}" if ndim == 2 else f"{method}-3d")
     steps, each = jobs.steps_for(options.budget, lambda n: train(recipe, steps=n, **given), memory)
+    if options.calibrate:
+        return given["out"], {"steps": steps, "seconds_a_step": each}
     began = time.process_time()
     train(recipe, steps=steps, **given)
     spent = time.process_time() - began

@@ -1,7 +1,7 @@
 """Score a 3D encoder on held-out volumes: the hippocampus task, which no run was trained on.
 
 - `knn`, `linear`: which structure (anterior, posterior, neither) lies at the middle of a crop of 32 voxels;
-  two crops of each for every volume; balanced accuracy, split by subject. How they work: scoring.py.
+  one crop of each for every volume; balanced accuracy, split by subject. How they work: scoring.py.
 - `dense`: ridge regression from the tokens of the middle 32 voxels to the shares of the two structures; Dice.
 """
 
@@ -38,7 +38,7 @@ from .scoring import (
 TASK = "realdata-hippocampus"
 CELLS = ["hippocampus knn", "hippocampus linear", "hippocampus dense"]
 SIDE = 32  # voxels
-EACH = 2  # crops of a class and volume
+EACH = 1  # crops of a class and volume
 STRUCTURES = 2
 
 

@@ -18,7 +18,7 @@ from ..data.config import find_config, read_yaml, structured
 from ..data.errors import ConfigError, nearest
 from .record import TaskRecord
 
-PROTOCOLS = ("full", "linear")
+PROTOCOLS = ("full", "linear", "logistic")  # see protocols/
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -69,7 +69,7 @@ class FinetuneConfig:
     out: str | None = None  # run folder; None: runs/<task>-<protocol>
     root: str | None = None  # folder of the source; None: MEDLOOM_DATA, then the record's own folder
     cache: str | None = None  # where task shards are kept; None: $XDG_CACHE_HOME/medloom/tasks
-    protocol: str = "full"  # full: everything is trained · linear: the encoder is frozen
+    protocol: str = "full"  # see `medloom finetune --help`
     baseline: bool = True  # train the same network from random weights beside the encoder
     seed: int = 0
     fraction: float = 1.0  # share of the training subjects that is used; smaller shares are nested in larger
@@ -104,17 +104,6 @@ class FinetuneConfig:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.out) if self.out else Path("runs") / f"{self.task.name}-{self.protocol}"
-
-    @property
-    def arms(self) -> list[str]:
-        """Arms in the order in which they run.
-
-        `pretrained`; with baselines also `scratch` (the same network, everything trained from random weights)
-        and, for the linear protocol, `random` (frozen random features, the floor).
-        """
-        if not self.baseline:
-            return ["pretrained"]
-        return ["pretrained", "scratch"] if self.protocol == "full" else ["pretrained", "random", "scratch"]
 
 
 def load_config(task: Path | str, dotlist: Sequence[str] = ()) -> FinetuneConfig:

@@ -27,11 +27,10 @@ from ..pretrain.folder import environment
 from .config import FinetuneConfig
 from .data import prepare
 from .leakage import pretraining_shards, statement
-from .metrics import METRICS, EmptyPolicy, segmentation_case
-from .overlays import classification_overlay, segmentation_overlay
-from .run import ENCODER, choose_device, load_arm, read_run
+from .metrics import METRICS, EmptyPolicy
+from .run import ENCODER, arms, choose_device, load_arm, read_run
 from .scoring import CaseTable, arm_scores, comparisons
-from .tasks import TASKS, Classification, Segmentation, Task
+from .tasks import TASKS, Task
 
 logger = logging.getLogger(__name__)
 
@@ -74,23 +73,22 @@ def evaluate(
     leakage = _leakage(run, task, split)
     folder.mkdir(parents=True, exist_ok=True)
     place = choose_device(device or config.device)
-    table, facts = CaseTable(), {}
-    scored: dict[str, Any] = {}
-    for arm in config.arms:
+    table, facts, worst, written = CaseTable(), {}, [], []
+    for arm in arms(config):
         network, facts[arm] = load_arm(task, run / arm)
         network.to(place)
-        if isinstance(task, Segmentation):
-            scored[arm] = network
-            _segment(task, network, arm, split, place, table, mirror, progress)
-        else:
-            assert isinstance(task, Classification)
-            _classify(task, network, arm, split, place, table, progress)
+        kept = _score(task, network, arm, split, place, table, mirror, progress)
+        worst += _worst(task, network, arm, split, place, table, folder, kept)
+        cases = task.cases[split] if kept else []
+        for case, prediction in zip(cases, kept, strict=True):
+            row = {"arm": arm, "case": case.key, "subject": case.subject}
+            written.append(row | task.written(case, prediction))
     write_text(folder / "cases.csv", _csv(table.rows, _COLUMNS))
-    if isinstance(task, Classification):
-        _write_predictions(folder / "predictions.csv", task, table, split)
+    if written:
+        write_text(folder / "predictions.csv", _csv(written, list(written[0])))
     summary = _summary(task, table, split) | {
         "leakage": leakage,
-        "worst": _worst(task, table, split, folder, scored, place),
+        "worst": worst,
         "training": facts,
         "skipped": len(task.data.skipped),
         "environment": environment(),
@@ -140,7 +138,7 @@ def _summary(task: Task, table: CaseTable, split: str) -> dict[str, Any]:
         "classes": record.names,
         "note": record.note,
         "n": _counts(task),
-        "arms": {arm: arm_scores(task, table, arm, split) for arm in config.arms},
+        "arms": {arm: arm_scores(task, table, arm, split) for arm in arms(config)},
         "comparisons": comparisons(task, table, split),
         "empty_policy": EmptyPolicy().describe() if segmentation else None,
         "nsd_tolerance_mm": record.nsd_tolerance_mm if segmentation else None,
@@ -148,8 +146,8 @@ def _summary(task: Task, table: CaseTable, split: str) -> dict[str, Any]:
     }
 
 
-def _segment(
-    task: Segmentation,
+def _score(
+    task: Task,
     network: torch.nn.Module,
     arm: str,
     split: str,
@@ -157,41 +155,21 @@ def _segment(
     table: CaseTable,
     mirror: bool,
     progress: Progress | None,
-) -> None:
-    names = task.record.names
-    structures = {output: names[output] for output in range(1, task.record.outputs)}
-    cases = task.cases[split]
-    for done, case in enumerate(cases, start=1):
-        predicted = task.predict(network, case, device, mirror=mirror)
-        found = segmentation_case(
-            predicted, task.data.mask(case), case.spacing, structures, task.record.nsd_tolerance_mm,
-            metrics=task.record.metrics,
-        )  # fmt: skip
-        for row in found:
+) -> list[Any]:
+    """Fill the table with one arm; returns the predictions where whole-set metrics need them all."""
+    cases, kept = task.cases[split], []
+    for done, (case, prediction) in enumerate(
+        zip(cases, task.predictions(network, cases, device, mirror=mirror), strict=True), start=1
+    ):
+        for row in task.rows(case, prediction):
             table.rows.append(_row(task, arm, case, row.structure, row.metric, row.value, row.status))
+        if task.set_metrics:
+            kept.append(prediction)
         if progress:
             progress(done, len(cases), f"score {task.record.name} | {arm}")
-
-
-def _classify(
-    task: Classification,
-    network: torch.nn.Module,
-    arm: str,
-    split: str,
-    device: torch.device,
-    table: CaseTable,
-    progress: Progress | None,
-) -> None:
-    """Per case: whether it is right, and the probability of its true class."""
-    cases = task.cases[split]
-    probabilities = task.predict(network, cases, device)
-    table.probabilities[arm] = probabilities
-    for case, row in zip(cases, probabilities, strict=True):
-        right = float(int(row.argmax()) == case.label)
-        table.rows.append(_row(task, arm, case, "", "correct", right, "ok"))
-        table.rows.append(_row(task, arm, case, "", "probability", float(row[case.label]), "ok"))
-    if progress:
-        progress(len(cases), len(cases), f"score {task.record.name} | {arm}")
+    if kept:
+        table.predicted[arm] = task.stacked(kept)
+    return kept
 
 
 def _row(
@@ -206,51 +184,33 @@ def _row(
 
 
 def _worst(
-    task: Task, table: CaseTable, split: str, folder: Path, networks: dict[str, Any], device: torch.device
+    task: Task,
+    network: torch.nn.Module,
+    arm: str,
+    split: str,
+    device: torch.device,
+    table: CaseTable,
+    folder: Path,
+    kept: Sequence[Any],
 ) -> list[dict[str, Any]]:
-    """The worst cases of each arm with a picture: lowest mean of the first metric, or of the true class."""
-    by_key = {case.key: case for case in task.cases[split]}
-    metric = task.record.metrics[0] if isinstance(task, Segmentation) else "probability"
-    sign = 1 if isinstance(task, Classification) or METRICS[metric].higher_is_better else -1
+    """The cases of an arm with the worst mean of `task.worst`, with a picture each."""
+    cases, metric = task.cases[split], task.worst
+    sign = -1 if metric in METRICS and not METRICS[metric].higher_is_better else 1
+    values: dict[str, list[tuple[float, str]]] = {}
+    for row in table.rows:
+        if (row["arm"], row["metric"]) == (arm, metric) and math.isfinite(row["value"]):
+            values.setdefault(row["case"], []).append((sign * row["value"], row["structure"]))
+    order = sorted(values, key=lambda key: (sum(v for v, _ in values[key]) / len(values[key]), key))
+    number = {case.key: index for index, case in enumerate(cases)}
     rows: list[dict[str, Any]] = []
-    for arm in task.config.arms:
-        values: dict[str, list[tuple[float, str]]] = {}
-        for row in table.rows:
-            if (row["arm"], row["metric"]) == (arm, metric) and math.isfinite(row["value"]):
-                values.setdefault(row["case"], []).append((sign * row["value"], row["structure"]))
-        order = sorted(values, key=lambda key: (sum(v for v, _ in values[key]) / len(values[key]), key))
-        for key in order[:_WORST]:
-            case, (value, structure) = by_key[key], min(values[key])
-            path = folder / "overlays" / f"{arm}-{key}.png"
-            image = task.data.image(case)
-            if isinstance(task, Segmentation):
-                predicted = task.predict(networks[arm], case, device)
-                segmentation_overlay(path, case, image, task.data.mask(case), predicted)
-            else:
-                classification_overlay(path, case, image)
-            rows.append({"arm": arm, "case": key, "metric": metric, "structure": structure,
-                         "value": sign * value, "image": str(path.relative_to(folder))})  # fmt: skip
-            if isinstance(task, Classification):
-                at = [c.key for c in task.cases[split]].index(key)
-                decided = int(table.probabilities[arm][at].argmax())
-                rows[-1] |= {
-                    "truth": task.record.classes[case.label],
-                    "prediction": task.record.classes[decided],
-                }
+    for key in order[:_WORST]:
+        case, (value, structure) = cases[number[key]], min(values[key])
+        again = kept[number[key]] if kept else next(iter(task.predictions(network, [case], device)))
+        path = folder / "overlays" / f"{arm}-{key}.png"
+        task.picture(path, case, again)
+        rows.append({"arm": arm, "case": key, "metric": metric, "structure": structure, "value": sign * value,
+                     "image": str(path.relative_to(folder)), **task.caption(case, again)})  # fmt: skip
     return rows
-
-
-def _write_predictions(path: Path, task: Classification, table: CaseTable, split: str) -> None:
-    columns = ["arm", "case", "subject", "truth", *(f"p_{name}" for name in task.record.classes)]
-    rows = []
-    for arm, probabilities in table.probabilities.items():
-        for case, values in zip(task.cases[split], probabilities, strict=True):
-            named = {
-                f"p_{name}": round(float(v), 6) for name, v in zip(task.record.classes, values, strict=True)
-            }
-            rows.append({"arm": arm, "case": case.key, "subject": case.subject,
-                         "truth": task.record.classes[case.label], **named})  # fmt: skip
-    write_text(path, _csv(rows, columns))
 
 
 def _counts(task: Task) -> dict[str, dict[str, int]]:

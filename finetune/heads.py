@@ -45,7 +45,7 @@ class Classifier(nn.Module):
 class LinearClassifier(nn.Module):
     """Frozen-feature probe: standardised `summary` -> [B, classes] logits; the layer is fitted, not trained.
 
-    `mean`, `std` and `head` come from the logistic regression of `protocols.fit_logistic`.
+    `mean`, `std` and `head` come from the logistic regression of `protocols.logistic`.
     """
 
     mean: Tensor

@@ -32,11 +32,11 @@ from ..pretrain.preempt import StopSignal
 from ..pretrain.weights import load_encoder
 from .config import FinetuneConfig
 from .data import TaskData, prepare
-from .heads import LinearClassifier
 from .planner import Plan, make_plan
-from .protocols import CHECKPOINT, Outcome, fit_logistic, optimise
+from .protocols import PROTOCOLS, Outcome, Protocol, Session
+from .protocols.gradient import CHECKPOINT
 from .splits import check_classes, make_split, read_split, take_fraction, write_split
-from .tasks import TASKS, Classification, Task
+from .tasks import TASKS, Task
 from .tasks.segmentation import foreground_statistics
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> Path:
         task = TASKS[config.task.kind](config, data, plan, split)
         stop.install()
         try:
-            for arm in config.arms:
+            for arm in arms(config):
                 if (folder / arm / ARM).is_file():
                     logger.info("%s: finished before", folder / arm)
                 elif not _arm(task, arm, folder / arm, device, stop, progress):
@@ -88,6 +88,21 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> Path:
             stop.uninstall()
             data.shards.close()
     return folder
+
+
+def arms(config: FinetuneConfig) -> list[str]:
+    """Arms in the order in which they run.
+
+    `pretrained`; with baselines also `scratch` (the same network, everything trained from random weights)
+    and, where the protocol leaves the encoder frozen, `random` (frozen random features, the floor).
+    """
+    if not config.baseline:
+        return ["pretrained"]
+    return (
+        ["pretrained", "random", "scratch"]
+        if PROTOCOLS[config.protocol].frozen
+        else ["pretrained", "scratch"]
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -130,7 +145,7 @@ def load_arm(task: Task, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     if not (folder / ARM).is_file():
         raise CheckpointError(f"{folder}: this arm is not finished: run the same `medloom finetune` again")
     facts = json.loads((folder / ARM).read_text())
-    network = task.network(build_encoder(facts["encoder"]), linear=facts["frozen"])
+    network = PROTOCOLS[facts["protocol"]].network(task, build_encoder(facts["encoder"]))
     try:
         network.load_state_dict(load_file(folder / MODEL))
     except (SafetensorError, OSError, RuntimeError) as error:
@@ -153,30 +168,27 @@ def _arm(
     # Both of the others start from random weights, the same ones: "scratch" trains them, "random" does not.
     source = config.encoder if arm == "pretrained" else f"random:{config.encoder.removeprefix('random:')}"
     encoder, _ = load_encoder(source, in_channels=task.plan.channels, seed=config.seed)
-    frozen = config.protocol == "linear" and arm != "scratch"
+    # What is trained from random weights is trained whole: a frozen probe has no such thing to offer.
+    protocol = PROTOCOLS[
+        config.protocol if arm != "scratch" or not PROTOCOLS[config.protocol].frozen else "full"
+    ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1)  # the heads of all arms start alike
-        network = task.network(encoder, linear=frozen)
-    if isinstance(network, LinearClassifier):
-        assert isinstance(task, Classification)
-        outcome = fit_logistic(task, network, device, progress)
-    else:
-        outcome = optimise(
-            task, network, folder, pretrained=arm == "pretrained", frozen=frozen, device=device,
-            stop=lambda: stop.received is not None, progress=progress,
-        )  # fmt: skip
+        network = protocol.network(task, encoder)
+    session = Session(task, arm, folder, device, lambda: stop.received is not None, progress)
+    outcome = protocol.fit(network, session)
     if not outcome.finished:
         return False
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(folder / MODEL) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    write_json(folder / ARM, _facts(arm, frozen, encoder, network, outcome, time.monotonic() - begin))
+    write_json(folder / ARM, _facts(arm, protocol, encoder, network, outcome, time.monotonic() - begin))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return True
 
 
 def _facts(
-    arm: str, frozen: bool, encoder: Encoder, network: nn.Module, outcome: Outcome, seconds: float
+    arm: str, protocol: Protocol, encoder: Encoder, network: nn.Module, outcome: Outcome, seconds: float
 ) -> dict[str, Any]:
     section = to_dict(encoder.config)
     if "pretrained" in section:
@@ -185,7 +197,8 @@ def _facts(
     of_encoder = sum(p.numel() for p in encoder.parameters())
     return {
         "arm": arm,
-        "frozen": frozen,
+        "protocol": protocol.name,
+        "frozen": protocol.frozen,
         "encoder": section,
         "parameters": {"encoder": of_encoder, "head": parameters - of_encoder},
         "step": outcome.step,

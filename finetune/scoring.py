@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import CLASSIFICATION
+from .run import arms
 from .statistics import (
     Difference,
     bootstrap_mean,
@@ -23,17 +23,17 @@ from .statistics import (
     paired_metric_difference,
     summarise,
 )
-from .tasks import Classification, Task
+from .tasks import Task
 
 MEAN = "mean"  # name of the average over structures
 
 
 @dataclass(slots=True)
 class CaseTable:
-    """Rows of cases.csv, and for classification the probabilities of each arm."""
+    """Rows of cases.csv, and of each arm what metrics of a whole set take (`Task.stacked`)."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    probabilities: dict[str, np.ndarray] = field(default_factory=dict)
+    predicted: dict[str, np.ndarray] = field(default_factory=dict)
 
     def values(self, arm: str, metric: str, structure: str) -> tuple[np.ndarray, list[str], list[str]]:
         """(values [N] with nan where excluded, statuses, subjects), cases in the table's order."""
@@ -51,15 +51,13 @@ class CaseTable:
 def arm_scores(task: Task, table: CaseTable, arm: str, split: str) -> list[dict[str, Any]]:
     """Means with intervals; a segmentation also gets the average over its structures."""
     rows: list[dict[str, Any]] = []
-    if isinstance(task, Classification):
-        labels, subjects = truth(task, split)
-        for metric in task.record.metrics:
-            found = bootstrap_metric(CLASSIFICATION[metric], labels, table.probabilities[arm], subjects)
-            rows.append({"metric": metric, "structure": "", "mean": found.mean, "low": found.low,
-                         "high": found.high, "n": len(labels), "excluded": 0, "replaced": 0})  # fmt: skip
-        return rows
-    structures = task.record.names[1:]
-    for metric in task.record.metrics:
+    for metric in (m for m in task.record.metrics if m in task.set_metrics):
+        truth, subjects = _truth(task, split)
+        found = bootstrap_metric(task.set_metrics[metric], truth, table.predicted[arm], subjects)
+        rows.append({"metric": metric, "structure": "", "mean": found.mean, "low": found.low,
+                     "high": found.high, "n": len(truth), "excluded": 0, "replaced": 0})  # fmt: skip
+    structures = task.structures
+    for metric in (m for m in task.record.metrics if m not in task.set_metrics):
         for structure in structures:
             values, statuses, subjects = table.values(arm, metric, structure)
             found = summarise(values, statuses, subjects)
@@ -80,8 +78,7 @@ def arm_scores(task: Task, table: CaseTable, arm: str, split: str) -> list[dict[
 def comparisons(task: Task, table: CaseTable, split: str) -> list[dict[str, Any]]:
     """Pretrained minus each baseline; `p` as tested, `p_holm` corrected over all rows of the run."""
     rows: list[dict[str, Any]] = []
-    baselines = [arm for arm in task.config.arms if arm != "pretrained"]
-    for baseline in baselines:
+    for baseline in (arm for arm in arms(task.config) if arm != "pretrained"):
         for metric in task.record.metrics:
             for structure, found in _differences(task, table, baseline, metric, split):
                 rows.append({"metric": metric, "structure": structure, "a": "pretrained", "b": baseline,
@@ -97,12 +94,12 @@ def _differences(
     task: Task, table: CaseTable, baseline: str, metric: str, split: str
 ) -> Iterator[tuple[str, Difference]]:
     """Yield (structure, Difference) of the pretrained arm and a baseline."""
-    if isinstance(task, Classification):
-        labels, subjects = truth(task, split)
-        a, b = table.probabilities["pretrained"], table.probabilities[baseline]
-        yield "", paired_metric_difference(CLASSIFICATION[metric], labels, a, b, subjects)
+    if metric in task.set_metrics:
+        truth, subjects = _truth(task, split)
+        a, b = table.predicted["pretrained"], table.predicted[baseline]
+        yield "", paired_metric_difference(task.set_metrics[metric], truth, a, b, subjects)
         return
-    structures = task.record.names[1:]
+    structures = task.structures
     for structure in structures:
         a, _, subjects = table.values("pretrained", metric, structure)
         b, _, _ = table.values(baseline, metric, structure)
@@ -127,6 +124,7 @@ def _by_structure(
     return np.stack([values for values, _, _ in columns], axis=1), columns[0][2]
 
 
-def truth(task: Classification, split: str) -> tuple[np.ndarray, list[str]]:
+def _truth(task: Task, split: str) -> tuple[np.ndarray, list[str]]:
+    """What is to be predicted, and the subject of each case."""
     cases = task.cases[split]
-    return np.array([case.label for case in cases]), [case.subject for case in cases]
+    return task.truth(cases), [case.subject for case in cases]

@@ -22,7 +22,7 @@ class Track:
 
 
 TRACKS = (
-    Track("phantom-mae-2d", "phantom-ultrasound", ("protocol=linear",)),
+    Track("phantom-mae-2d", "phantom-ultrasound", ("protocol=logistic",)),
     Track("phantom-mae-3d", "phantom-ct-lesion", ("protocol=full",)),
 )
 

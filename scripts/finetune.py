@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoder", required=True, help="run folder, encoder folder, .safetensors, .ckpt or timm:NAME"
     )
     parser.add_argument("--root", help="folder that holds the task's dataset (default: as the record says)")
-    parser.add_argument("--protocol", choices=("linear", "full"), help="frozen probe or full fine-tune")
+    parser.add_argument("--protocol", help="full, or a probe of frozen features: linear, logistic")
     parser.add_argument("--out", help="run folder to create (continued when it exists and is the same run)")
     parser.add_argument(
         "--no-baseline", action="store_true", help="do not train the same network from random weights"
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Fine-tune and say how to score it."""
     from ..finetune.config import load_config
-    from ..finetune.run import finetune
+    from ..finetune.run import arms, finetune
     from .console import progress_bar, say
 
     named = {
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.task, [*dotlist, *arguments.overrides])
     with progress_bar() as progress:
         folder = finetune(config, progress=progress)
-    if not all((folder / arm / "arm.json").is_file() for arm in config.arms):
+    if not all((folder / arm / "arm.json").is_file() for arm in arms(config)):
         say(f"stopped before the last step; the same command continues ({folder})")
         return STOPPED
     say(f"run: {folder}")

@@ -1,4 +1,7 @@
-"""What a kind of task must say: its network, its training example, its loss, its score on validation.
+"""What a kind of task must say: its networks, its training example, its loss, and how it is scored.
+
+A prediction of a case is whatever the kind makes of it (a label map, probabilities, boxes); the task turns it
+into rows of the long table and, for metrics that belong to a whole set (AUC), into an array over cases.
 
 Examples are a pure function of (seed, position), so that all arms of a run see the same data in the same
 order and a resumed run continues exactly; loader processes never enter the order.
@@ -7,9 +10,10 @@ order and a resumed run continues exactly; loader processes never enter the orde
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,29 +26,37 @@ from ...data.normalise import intensity
 from ...pretrain.encoders.base import Encoder
 from ..config import FinetuneConfig
 from ..data import Case, TaskData
+from ..metrics import CaseRow
+from ..metrics.classification import Metric
 from ..planner import Plan
 
+Corruption = Callable[[Case, np.ndarray], np.ndarray]  # case, image [C, *spatial] -> the same shape and dtype
 _SMOOTH = {2: "bilinear", 3: "trilinear"}
 
 
 class Task(ABC):
     """One task record with its data and its plan. `split` maps a case key to train, val, test or unused."""
 
-    kind: str
-    criterion: str  # name of the validation score; higher is better
+    kind: ClassVar[str]
+    criterion: ClassVar[str]  # name of the validation score; higher is better
+    heads: ClassVar[tuple[str, ...]]  # networks that `network` can build; protocols name the one they want
+    worst: str  # metric of the long table by which the worst cases are chosen
 
     def __init__(self, config: FinetuneConfig, data: TaskData, plan: Plan, split: Mapping[str, str]) -> None:
         self.config = config
         self.record = config.task
         self.data = data
         self.plan = plan
+        self.corrupt: Corruption | None = None  # robustness: what is done to an image before it is scored
         self.cases: dict[str, list[Case]] = {"train": [], "val": [], "test": [], "unused": []}
         for case in data.cases:
             self.cases[split[case.key]].append(case)
 
+    # Training
+
     @abstractmethod
-    def network(self, encoder: Encoder, *, linear: bool) -> nn.Module:
-        """Encoder and head; the module has the attribute `encoder`."""
+    def network(self, encoder: Encoder, head: str) -> nn.Module:
+        """Encoder and one of `heads`; the module has the attribute `encoder`."""
 
     @abstractmethod
     def example(self, position: int) -> dict[str, Tensor]:
@@ -57,6 +69,61 @@ class Task(ABC):
     @abstractmethod
     def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """Scores on the validation cases; holds `criterion`."""
+
+    # Scoring
+
+    @abstractmethod
+    def predictions(
+        self, network: nn.Module, cases: Sequence[Case], device: torch.device, *, mirror: bool = False
+    ) -> Iterator[Any]:
+        """One prediction a case, in order; `mirror` averages over the record's flips where it can."""
+
+    @abstractmethod
+    def rows(self, case: Case, prediction: Any) -> list[CaseRow]:
+        """Rows of the long table of one case."""
+
+    @property
+    def set_metrics(self) -> Mapping[str, Metric]:
+        """Metrics of a whole set by name, `metric(truth, predicted, weights[R, N])`; others are of cases."""
+        return {}
+
+    @property
+    def structures(self) -> list[str]:
+        """Names over which metrics of cases are averaged; empty where there are none."""
+        return []
+
+    def truth(self, cases: Sequence[Case]) -> np.ndarray:
+        """What `set_metrics` take as truth, [N, ...] (or objects)."""
+        raise NotImplementedError(f"{self.kind} has no metric of a whole set")
+
+    def stacked(self, predictions: Sequence[Any]) -> np.ndarray:
+        """What `set_metrics` take as prediction, [N, ...] (or objects)."""
+        return np.stack(list(predictions))
+
+    def written(self, case: Case, prediction: Any) -> dict[str, Any]:
+        """Columns of predictions.csv beside arm, case and subject; empty: the file is not written."""
+        return {}
+
+    def caption(self, case: Case, prediction: Any) -> dict[str, Any]:
+        """`truth` and `prediction` in words, to stand under a picture; empty where the picture shows it."""
+        return {}
+
+    @abstractmethod
+    def picture(self, path: Path, case: Case, prediction: Any) -> None:
+        """Write a PNG of the case with its reference and its prediction."""
+
+    # Reading
+
+    def image(
+        self, case: Case, origin: Sequence[int] | None = None, shape: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Image [C, *shape] in native dtype as it is scored, whole or a box that lies inside."""
+        if self.corrupt is None:
+            return self.data.image(case, origin, shape)
+        whole = self.corrupt(case, self.data.image(case))
+        if origin is None or shape is None:
+            return whole
+        return whole[(slice(None), *(slice(o, o + s) for o, s in zip(origin, shape, strict=True)))]
 
     def batches(self, start: int, steps: int, workers: int) -> Iterator[dict[str, Tensor]]:
         """Batches of steps start .. steps - 1."""

@@ -10,7 +10,8 @@ grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from ...pretrain.encoders.base import Encoder
 from ..augment import augment
 from ..data import Case, TaskData
 from ..heads import LinearSegmenter, Segmenter
+from ..metrics import CaseRow, segmentation_case
 from .base import Task, resized
 
 _FINGERPRINT = 40  # training cases whose intensities are looked at
@@ -33,17 +35,18 @@ class Segmentation(Task):
 
     kind = "segmentation"
     criterion = "dice"
+    heads = ("full", "linear")
 
-    def network(self, encoder: Encoder, *, linear: bool) -> nn.Module:
+    def network(self, encoder: Encoder, head: str) -> nn.Module:
         """One linear layer on the tokens, or the convolutional decoder."""
-        if linear:
+        if head == "linear":
             return LinearSegmenter(encoder, self.record.outputs)
-        head = self.config.head
+        size = self.config.head
         return Segmenter(
             encoder,
             self.record.outputs,
-            width=head.width,
-            most=head.most,
+            width=size.width,
+            most=size.most,
             foreground=self.plan.foreground,
             ndim=self.plan.ndim,
         )
@@ -121,8 +124,9 @@ class Segmentation(Task):
     def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """Mean Dice over structures and cases; pairs in which both are empty are left out."""
         values: dict[int, list[float]] = {output: [] for output in range(1, self.record.outputs)}
-        for case in self.cases["val"]:
-            predicted, reference = self.predict(network, case, device), self.data.mask(case)
+        cases = self.cases["val"]
+        for case, predicted in zip(cases, self.predictions(network, cases, device), strict=True):
+            reference = self.data.mask(case)
             for output, found in values.items():
                 a, b = predicted == output, reference == output
                 total = int(a.sum()) + int(b.sum())
@@ -131,6 +135,34 @@ class Segmentation(Task):
         names = self.record.names
         means = {f"dice/{names[output]}": float(np.mean(found)) for output, found in values.items() if found}
         return {"dice": float(np.mean(list(means.values()))) if means else 0.0, **means}
+
+    @property
+    def worst(self) -> str:  # type: ignore[override]
+        return self.record.metrics[0]
+
+    @property
+    def structures(self) -> list[str]:
+        return self.record.names[1:]
+
+    def predictions(
+        self, network: nn.Module, cases: Sequence[Case], device: torch.device, *, mirror: bool = False
+    ) -> Iterator[np.ndarray]:
+        """`predict` of each case."""
+        for case in cases:
+            yield self.predict(network, case, device, mirror=mirror)
+
+    def rows(self, case: Case, prediction: np.ndarray) -> list[CaseRow]:
+        """Every metric of every structure."""
+        return segmentation_case(
+            prediction, self.data.mask(case), case.spacing, dict(enumerate(self.structures, start=1)),
+            self.record.nsd_tolerance_mm, metrics=self.record.metrics,
+        )  # fmt: skip
+
+    def picture(self, path: Path, case: Case, prediction: np.ndarray) -> None:
+        """Both outlines on the image."""
+        from ..overlays import segmentation_overlay
+
+        segmentation_overlay(path, case, self.image(case), self.data.mask(case), prediction)
 
     def predict(
         self, network: nn.Module, case: Case, device: torch.device, *, mirror: bool = False
@@ -165,7 +197,7 @@ class Segmentation(Task):
         shape = [high - low, *case.shape[1:]]
         target = list(self.target_shape(case))
         target[0] = max(1, round(target[0] * (high - low) / case.shape[0]))
-        image = self.normalised(case, resized(self.data.image(case, origin, shape), target))
+        image = self.normalised(case, resized(self.image(case, origin, shape), target))
         short = [max(0, size - side) for size, side in zip(self.plan.patch, target, strict=True)]
         pad = [(gap // 2, gap - gap // 2) for gap in short]
         image = np.pad(image, [(0, 0), *pad], constant_values=self.padding(case))

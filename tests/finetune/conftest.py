@@ -157,7 +157,7 @@ def classification_run(workshop: Workshop, pictures: Path) -> Path:
     from medloom.finetune.run import finetune
 
     return finetune(
-        workshop.config(pictures, workshop.root / "run-pictures", "protocol=linear", "batch_size=8")
+        workshop.config(pictures, workshop.root / "run-pictures", "protocol=logistic", "batch_size=8")
     )
 
 

@@ -184,7 +184,7 @@ def test_random_weights_do_not_inherit_the_history_of_their_architecture(
         pictures,
         tmp_path / "run",
         f"encoder=random:{workshop.root / 'encoder2d'}",
-        "protocol=linear",
+        "protocol=logistic",
         "baseline=false",
     )
     record = json.loads((finetune(config) / "encoder.json").read_text())
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_mend(workshop: Any, volumes: P
 
 def test_the_label_fraction_leaves_subjects_unused(workshop: Any, pictures: Path, tmp_path: Path) -> None:
     run = finetune(workshop.config(
-        pictures, tmp_path / "run", "protocol=linear", "fraction=0.5", "baseline=false"
+        pictures, tmp_path / "run", "protocol=logistic", "fraction=0.5", "baseline=false"
     ))  # fmt: skip
     split = read_split(run / "split.csv")
     assert list(split.values()).count("unused") == list(split.values()).count("train")

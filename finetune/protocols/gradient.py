@@ -1,10 +1,10 @@
-"""How an arm is trained: everything by gradient (full), or a frozen encoder and a head (linear).
+"""Training by gradient, the engine of every protocol that has steps.
 
-The loop is plain torch: one device, AdamW, linear warm-up and cosine, gradient clipping, bf16 on CUDA
-alone. The validation split chooses the weights that are kept (and C of the logistic regression); test is
-never looked at here. The state goes to `last.ckpt` at every validation and every few minutes, and a restart
-continues the same numbers, because examples and augmentation are functions of the position. The price of a
-validation is a pass over the validation cases; five of them are a few per cent of a run.
+The loop is plain torch: one device, AdamW, linear warm-up and cosine, gradient clipping, bf16 on CUDA alone.
+The validation split chooses the weights that are kept; test is never looked at here. The state goes to
+`last.ckpt` at every validation and every few minutes, and a restart continues the same numbers, because
+examples and augmentation are functions of the position. The price of a validation is a pass over the
+validation cases; five of them are a few per cent of a run.
 """
 
 from __future__ import annotations
@@ -14,68 +14,38 @@ import logging
 import math
 import pickle
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from ..data.atomic import replacing, write_text
-from ..data.errors import MedloomError
-from ..pretrain.encoders.base import Encoder
-from ..pretrain.optim import decays, param_groups
-from ..pretrain.schedules import warmup_cosine
-from .config import FinetuneConfig
-from .heads import LinearClassifier
-from .tasks.base import Task
-from .tasks.classification import Classification, scores
+from ...data.atomic import replacing, write_text
+from ...data.errors import MedloomError
+from ...pretrain.encoders.base import Encoder
+from ...pretrain.optim import decays, param_groups
+from ...pretrain.schedules import warmup_cosine
+from ..config import FinetuneConfig
+from .base import Outcome, Session, better
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.jsonl"
 _LOG_EVERY = 10  # steps
 _HEAD_LR = {"segmentation": 5e-3, "classification": 1e-3}
-_SWEEP = tuple(10.0**power for power in range(-5, 3))  # C of the logistic regression
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What an arm's training came to; `step` 0 where nothing was trained by steps."""
-
-    step: int = 0  # whose weights were kept
-    validation: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    finished: bool = True  # False: stopped by a signal; the same command continues
-
-
-def optimise(
-    task: Task,
-    network: nn.Module,
-    folder: Path,
-    *,
-    pretrained: bool,
-    frozen: bool,
-    device: torch.device,
-    stop: Callable[[], bool] = lambda: False,
-    progress: Progress | None = None,
-) -> Outcome:
+def optimise(network: nn.Module, session: Session, *, pretrained: bool, frozen: bool) -> Outcome:
     """Train `network` by gradient and load the weights that were best on validation.
 
     Args:
-        folder: of the arm; holds metrics.jsonl, and last.ckpt while the arm is running.
         pretrained: choose the rate and layer-wise decay for a pretrained encoder.
         frozen: train the head alone.
-        stop: asked after every step; True saves and returns an unfinished outcome.
 
     Raises:
         MedloomError: the loss is not finite.
     """
-    config = task.config
+    task, config, device = session.task, session.task.config, session.device
     network.to(device).train()
     if frozen:
         network.get_submodule("encoder").requires_grad_(False)
@@ -83,21 +53,19 @@ def optimise(
         groups(network, config, pretrained=pretrained, frozen=frozen),
         betas=(config.optim.betas[0], config.optim.betas[1]),
     )
-    run = _Run(task, network, optimiser, folder, device, frozen)
+    run = _Run(network, optimiser, session, frozen)
     run.resume()
     checks = {
         math.ceil(config.steps * part / config.validations) for part in range(1, config.validations + 1)
     }
     saved = time.monotonic()
     # The step that a batch trains is fixed by its position, so a resumed run asks for the rest alone.
-    batches = task.batches(run.step, config.steps, _workers(config, device))
-    for batch in batches:
+    for batch in task.batches(run.step, config.steps, _workers(config, device)):
         loss = run.train(batch)
-        if progress:
-            progress(run.step, config.steps, f"{task.record.name} {folder.name} | loss {loss:.3f}")
+        session.report(run.step, config.steps, f"{task.record.name} {session.arm} | loss {loss:.3f}")
         if run.step in checks:
             run.validate()
-        if stop():
+        if session.stop():
             run.save()
             return Outcome(finished=False)
         due = time.monotonic() - saved > 60 * config.checkpoint_minutes
@@ -140,16 +108,10 @@ class _Run:
     """The mutable state of one arm's training."""
 
     def __init__(
-        self,
-        task: Task,
-        network: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        folder: Path,
-        device: torch.device,
-        frozen: bool,
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, session: Session, frozen: bool
     ) -> None:
-        self.task, self.network, self.optimiser = task, network, optimiser
-        self.folder, self.device, self.frozen = folder, device, frozen
+        self.network, self.optimiser, self.frozen = network, optimiser, frozen
+        self.task, self.folder, self.device = session.task, session.folder, session.device
         self.step = 0
         self.best: dict[str, float] = {}
         self.best_step = 0
@@ -201,7 +163,7 @@ class _Run:
         """Score the validation cases; remember the weights when they are the best so far."""
         found = self.task.validate(self.network, self.device)
         self._log({f"val/{name}": value for name, value in found.items()})
-        if not self.best or _order(found, self.task) > _order(self.best, self.task):
+        if not self.best or better(found, self.task) > better(self.best, self.task):
             self.best, self.best_step = found, self.step
             self.best_state = {
                 name: tensor.detach().to("cpu", copy=True)
@@ -238,52 +200,6 @@ class _Run:
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
         self.best_state, self.rows, self._sums = state["best_state"], state["rows"], state["sums"]
         logger.info("%s: continues at step %d", self.folder, self.step)
-
-
-def fit_logistic(
-    task: Classification, network: LinearClassifier, device: torch.device, progress: Progress | None = None
-) -> Outcome:
-    """Logistic regression on frozen features; C from 1e-5 to 1e2 by validation AUC, then by log loss.
-
-    Features are standardised by the training cases; classes are weighted inversely to their frequency.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    network.to(device)
-    found = {}
-    for number, part in enumerate(("train", "val")):
-        if progress:
-            progress(number, 3, f"{task.record.name} features")
-        found[part] = task.features(network.encoder, task.cases[part], device)
-    labels = {part: np.array([case.label for case in task.cases[part]]) for part in found}
-    mean, std = found["train"].mean(axis=0), found["train"].std(axis=0)
-    std = np.where(std < 1e-6, 1.0, std)
-    x = {part: (values - mean) / std for part, values in found.items()}
-    best: tuple[tuple[float, ...], float, Any, dict[str, float]] | None = None
-    for strength in _SWEEP:
-        model = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced")
-        model.fit(x["train"], labels["train"])
-        result = scores(model.predict_proba(x["val"]), labels["val"])
-        order = _order(result, task)
-        if best is None or order > best[0]:
-            best = (order, strength, model, result)
-    assert best is not None
-    weight, bias = best[2].coef_, best[2].intercept_
-    if len(weight) == 1:  # two classes: scikit-learn keeps one row, whose negative is the other
-        weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
-    with torch.no_grad():
-        network.mean.copy_(torch.from_numpy(mean))
-        network.std.copy_(torch.from_numpy(std))
-        network.head.weight.copy_(torch.from_numpy(weight))
-        network.head.bias.copy_(torch.from_numpy(bias))
-    if progress:
-        progress(3, 3, f"{task.record.name} features")
-    return Outcome(validation=best[3], facts={"criterion": task.criterion, "C": best[1]})
-
-
-def _order(found: dict[str, float], task: Task) -> tuple[float, ...]:
-    """Higher is better: the criterion, then the log loss where a small validation split ties."""
-    return (round(found[task.criterion], 6), -found.get("log_loss", 0.0))
 
 
 def _workers(config: FinetuneConfig, device: torch.device) -> int:

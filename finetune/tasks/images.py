@@ -1,0 +1,136 @@
+"""Tasks that say one thing of a whole image: a class, several findings, a grade, a number.
+
+An image is squashed to the encoder's training size, so that the whole field of view is seen; in training a
+box of half to all of its area is taken first. Kinds differ in what they predict, how it is learnt and how it
+is measured; they share the networks, the reading of images and the frozen features.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...data.draws import uniform
+from ...pretrain.encoders.base import Encoder
+from ..augment import augment
+from ..data import Case
+from ..heads import Classifier, LinearClassifier, summary
+from .base import Task, resized
+
+
+class ImageTask(Task):
+    """See the module docstring. What is abstract here, and `rows` and `set_metrics`, is a kind's own."""
+
+    heads = ("full", "linear", "logistic")
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network puts out for an image."""
+        return self.record.outputs
+
+    @abstractmethod
+    def target(self, case: Case) -> np.ndarray:
+        """What is to be predicted of a case; an array of the same shape for all cases."""
+
+    @abstractmethod
+    def criterion_of(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Training loss of [B, outputs] and the batch's targets [B, ...]."""
+
+    @abstractmethod
+    def activate(self, logits: Tensor) -> Tensor:
+        """What is scored and written: probabilities, or numbers in the label's unit; [B, K]."""
+
+    @abstractmethod
+    def scores(self, predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
+        """Scores of [N, K] against [N, ...]; holds `criterion`, and `log_loss` where there is one."""
+
+    def network(self, encoder: Encoder, head: str) -> nn.Module:
+        """A trainable layer on the descriptor, or one that `protocols.logistic` fills."""
+        if head == "logistic":
+            return LinearClassifier(encoder, self.outputs)
+        return Classifier(encoder, self.outputs, self.config.head.dropout)
+
+    def example(self, position: int) -> dict[str, Tensor]:
+        """image [C, *size], target, position."""
+        case = self.case_at(position)
+        if self.plan.ndim == 2:
+            pixels = self.data.shards.read_resized(case.ref, self._box(case, position), self.plan.patch)
+        else:
+            pixels = resized(self.data.image(case), self.plan.patch)
+        return {
+            "image": torch.from_numpy(self.normalised(case, pixels)),
+            "target": torch.as_tensor(self.target(case)),
+            "position": torch.tensor(position),
+        }
+
+    def _box(self, case: Case, position: int) -> tuple[float, float, float, float]:
+        """Box (y0, x0, y1, x1) of a drawn share of the area, the sides' ratio within 4/5 and 5/4."""
+        height, width = case.shape
+        u = uniform(self.config.seed, "finetune.box", [position], 4)[0]
+        low, high = self.config.augment.crop_scale
+        area, ratio = low + (high - low) * u[0], (5 / 4) ** (2 * u[1] - 1)
+        h = min(1.0, (area * ratio) ** 0.5)
+        w = min(1.0, area / h)
+        y, x = u[2] * (1 - h), u[3] * (1 - w)
+        return y * height, x * width, min((y + h) * height, height), min((x + w) * width, width)
+
+    def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Augment, predict, compare."""
+        image, _ = augment(
+            batch["image"], None, batch["position"], self.config.augment,
+            seed=self.config.seed, flips=self.record.flips,
+        )  # fmt: skip
+        return self.criterion_of(network(image), batch["target"])
+
+    def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
+        """`scores` of the validation cases."""
+        cases = self.cases["val"]
+        return self.scores(np.stack(list(self.predictions(network, cases, device))), self.truth(cases))
+
+    def truth(self, cases: Sequence[Case]) -> np.ndarray:
+        """Targets [N, ...]."""
+        return np.stack([self.target(case) for case in cases])
+
+    def whole(self, case: Case) -> Tensor:
+        """The image as it is scored: [C, *size] normalised."""
+        if self.plan.ndim == 2 and self.corrupt is None:
+            height, width = case.shape
+            pixels = self.data.shards.read_resized(case.ref, (0, 0, height, width), self.plan.patch)
+        else:
+            pixels = resized(self.image(case), self.plan.patch)
+        return torch.from_numpy(self.normalised(case, pixels))
+
+    def predictions(
+        self, network: nn.Module, cases: Sequence[Case], device: torch.device, *, mirror: bool = False
+    ) -> Iterator[np.ndarray]:
+        """What `activate` gives, float64 [K] a case; `mirror` is of no use here."""
+        for images in self.evaluated(network, cases, device):
+            yield from self.activate(network(images).float()).double().cpu().numpy()
+
+    def features(self, encoder: Encoder, cases: Sequence[Case], device: torch.device) -> np.ndarray:
+        """Frozen descriptors float32 [N, 2E]: pooled and mean tokens."""
+        rows = [summary(encoder(images)).float().cpu() for images in self.evaluated(encoder, cases, device)]
+        return torch.cat(rows).numpy()
+
+    def evaluated(self, network: nn.Module, cases: Sequence[Case], device: torch.device) -> Iterator[Tensor]:
+        """Batches of whole images, network in evaluation mode and without gradients while they are used."""
+        training = network.training
+        network.eval()
+        try:
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                for start in range(0, len(cases), self.plan.batch):
+                    part = [self.whole(case) for case in cases[start : start + self.plan.batch]]
+                    yield torch.stack(part).to(device)
+        finally:
+            network.train(training)
+
+    def picture(self, path: Path, case: Case, prediction: np.ndarray) -> None:
+        """The image itself: what is said of it stands in the caption."""
+        from ..overlays import classification_overlay
+
+        classification_overlay(path, case, self.image(case))
