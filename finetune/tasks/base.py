@@ -104,6 +104,14 @@ class Task(ABC):
         """Columns of predictions.csv beside arm, case and subject; empty: the file is not written."""
         return {}
 
+    def answers(self, case: Case, prediction: Any) -> list[dict[str, Any]]:
+        """What is said of a new image, which has no reference: rows for `medloom predict`'s table."""
+        return [{}]
+
+    def label_map(self, prediction: Any) -> np.ndarray | None:
+        """Mask values of the record on the case's grid; None where a prediction is no label map."""
+        return None
+
     def caption(self, case: Case, prediction: Any) -> dict[str, Any]:
         """`truth` and `prediction` in words, to stand under a picture; empty where the picture shows it."""
         return {}

@@ -63,9 +63,15 @@ class Classification(ImageTask):
 
     def written(self, case: Case, prediction: np.ndarray) -> dict[str, Any]:
         """The true class and the probability of each."""
+        return {"truth": self.record.classes[case.label], **self._named(prediction)}
+
+    def answers(self, case: Case, prediction: np.ndarray) -> list[dict[str, Any]]:
+        """The likeliest class and the probability of each."""
+        return [{"prediction": self.record.classes[int(prediction.argmax())], **self._named(prediction)}]
+
+    def _named(self, prediction: np.ndarray) -> dict[str, float]:
         names = self.record.classes
-        named = {f"p_{name}": round(float(value), 6) for name, value in zip(names, prediction, strict=True)}
-        return {"truth": names[case.label], **named}
+        return {f"p_{name}": round(float(value), 6) for name, value in zip(names, prediction, strict=True)}
 
     def caption(self, case: Case, prediction: np.ndarray) -> dict[str, Any]:
         names = self.record.classes

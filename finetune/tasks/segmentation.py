@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,6 +158,21 @@ class Segmentation(Task):
             prediction, self.data.mask(case), case.spacing, dict(enumerate(self.structures, start=1)),
             self.record.nsd_tolerance_mm, metrics=self.record.metrics,
         )  # fmt: skip
+
+    def answers(self, case: Case, prediction: np.ndarray) -> list[dict[str, Any]]:
+        """The size of each structure: millilitres in volumes, square millimetres or pixels in pictures."""
+        counts = np.bincount(prediction.ravel(), minlength=self.record.outputs)
+        unit, size = "pixels" if self.plan.ndim == 2 else "voxels", 1.0
+        if case.spacing is not None:
+            unit, size = ("mm2", 1.0) if self.plan.ndim == 2 else ("ml", 1e-3)
+            size *= math.prod(case.spacing)
+        sizes = enumerate(self.structures, start=1)
+        return [{f"{name} {unit}": round(float(counts[output] * size), 6) for output, name in sizes}]
+
+    def label_map(self, prediction: np.ndarray) -> np.ndarray:
+        """Mask values of the record [*spatial], in the smallest unsigned integers that hold them."""
+        values = np.array([0, *sorted(self.record.structures)])
+        return values.astype(np.min_scalar_type(int(values.max())))[prediction]
 
     def picture(self, path: Path, case: Case, prediction: np.ndarray) -> None:
         """Both outlines on the image."""
