@@ -69,6 +69,8 @@ class FinetuneConfig:
     out: str | None = None  # run folder; None: runs/<task>-<protocol>
     root: str | None = None  # folder of the source; None: MEDLOOM_DATA, then the record's own folder
     cache: str | None = None  # where task shards are kept; None: $XDG_CACHE_HOME/medloom/tasks
+    features: str | None = None  # folder of the cache of frozen features (features.py); None: none is kept
+    features_gib: float = 20.0  # bound of that folder; what was used longest ago goes
     protocol: str = "full"  # see `medloom finetune --help`
     baseline: bool = True  # train the same network from random weights beside the encoder
     seed: int = 0

@@ -42,7 +42,29 @@ class Classifier(nn.Module):
         return self.head(self.dropout(self.norm(summary(self.encoder(x)))))
 
 
-class LinearClassifier(nn.Module):
+class FrozenProbe(nn.Module):
+    """A head on a frozen encoder, in two steps, so that the first is done once for all probes (features.py).
+
+    `reads` names what `described` takes from the encoder; probes with one name read the same rows.
+    """
+
+    encoder: Encoder
+    reads: str = "summary"
+
+    def described(self, x: Tensor) -> Tensor:
+        """Rows [B, ...] of normalised images [B, C, *spatial]; depends on the encoder alone."""
+        return summary(self.encoder(x)).float()
+
+    def answer(self, rows: Tensor) -> Tensor:
+        """Logits [B, outputs] of rows [B, ...]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, outputs] of normalised images [B, C, *spatial]."""
+        return self.answer(self.described(x))
+
+
+class LinearClassifier(FrozenProbe):
     """Frozen-feature probe: standardised `summary` -> [B, classes] logits; the layer is fitted, not trained.
 
     `mean`, `std` and `head` come from the logistic regression of `protocols.logistic`.
@@ -58,9 +80,8 @@ class LinearClassifier(nn.Module):
         self.register_buffer("std", torch.ones(2 * encoder.embed_dim))
         self.head = nn.Linear(2 * encoder.embed_dim, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of normalised images [B, C, *spatial]."""
-        return self.head((summary(self.encoder(x)).float() - self.mean) / self.std)
+    def answer(self, rows: Tensor) -> Tensor:
+        return self.head((rows - self.mean) / self.std)
 
 
 class LinearSegmenter(nn.Module):

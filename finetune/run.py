@@ -47,7 +47,10 @@ CONFIG, SPLIT, PLAN, ARM, MODEL, ENCODER = (
 )  # fmt: skip
 
 # What a continued run may change: where things lie and on what it runs, never what it computes.
-_FREE = ("out", "root", "cache", "device", "workers", "checkpoint_minutes", "memory_gib")
+_FREE = (
+    "out", "root", "cache", "features", "features_gib", "device", "workers", "checkpoint_minutes",
+    "memory_gib",
+)  # fmt: skip
 
 
 def finetune(config: FinetuneConfig, progress: Progress | None = None) -> Path:

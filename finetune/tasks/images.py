@@ -19,7 +19,8 @@ from ...data.draws import uniform
 from ...pretrain.encoders.base import Encoder
 from ..augment import augment
 from ..data import Case
-from ..heads import Classifier, LinearClassifier, summary
+from ..features import frozen
+from ..heads import Classifier, FrozenProbe, LinearClassifier
 from .base import Task, resized
 
 
@@ -109,13 +110,24 @@ class ImageTask(Task):
         self, network: nn.Module, cases: Sequence[Case], device: torch.device, *, mirror: bool = False
     ) -> Iterator[np.ndarray]:
         """What `activate` gives, float64 [K] a case; `mirror` is of no use here."""
+        if isinstance(network, FrozenProbe) and self.config.features and self.corrupt is None:
+            rows = torch.from_numpy(self.features(network, cases, device)).to(device)
+            network.eval()
+            with torch.no_grad():
+                for part in rows.split(self.plan.batch):
+                    yield from self.activate(network.answer(part).float()).double().cpu().numpy()
+            return
         for images in self.evaluated(network, cases, device):
             yield from self.activate(network(images).float()).double().cpu().numpy()
 
-    def features(self, encoder: Encoder, cases: Sequence[Case], device: torch.device) -> np.ndarray:
-        """Frozen descriptors float32 [N, 2E]: pooled and mean tokens."""
-        rows = [summary(encoder(images)).float().cpu() for images in self.evaluated(encoder, cases, device)]
-        return torch.cat(rows).numpy()
+    def features(self, probe: FrozenProbe, cases: Sequence[Case], device: torch.device) -> np.ndarray:
+        """What a probe reads of frozen features, float32 [N, ...], from the cache where there is one."""
+
+        def compute(part: Sequence[Case]) -> np.ndarray:
+            rows = [probe.described(x).float().cpu() for x in self.evaluated(probe, part, device)]
+            return torch.cat(rows).numpy()
+
+        return frozen(self, probe.reads, probe.encoder, cases, device.type, compute)
 
     def evaluated(self, network: nn.Module, cases: Sequence[Case], device: torch.device) -> Iterator[Tensor]:
         """Batches of whole images, network in evaluation mode and without gradients while they are used."""
