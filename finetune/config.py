@@ -19,6 +19,7 @@ from ..data.errors import ConfigError, nearest
 from .record import TaskRecord
 
 PROTOCOLS = ("full", "linear", "logistic")  # see protocols/
+ARMS = ("pretrained", "scratch", "random")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -73,6 +74,9 @@ class FinetuneConfig:
     features_gib: float = 20.0  # bound of that folder; what was used longest ago goes
     protocol: str = "full"  # see `medloom finetune --help`
     baseline: bool = True  # train the same network from random weights beside the encoder
+    arm: str | None = (
+        None  # pretrained, scratch or random: this one alone, as in a grid; None: see baseline
+    )
     seed: int = 0
     fraction: float = 1.0  # share of the training subjects that is used; smaller shares are nested in larger
     steps: int = 500  # optimiser steps of every arm
@@ -93,6 +97,8 @@ class FinetuneConfig:
         for key, value, known in (("protocol", self.protocol, PROTOCOLS), ("device", self.device, DEVICES)):
             if value not in known:
                 raise ConfigError(f"{key}: unknown {key} {value!r}{nearest(value, known)}")
+        if self.arm is not None and self.arm not in ARMS:
+            raise ConfigError(f"arm: unknown arm {self.arm!r}{nearest(self.arm, ARMS)}")
         if self.steps < 1 or self.validations < 1:
             raise ConfigError(f"steps {self.steps}, validations {self.validations}: give at least 1 of each")
         if not 0 < self.fraction <= 1:

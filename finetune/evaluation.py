@@ -4,7 +4,8 @@ report.
 The long table (case x structure x metric) comes first and every number of the summary is computed from it:
 means with bootstrap intervals over patients, paired differences between the pretrained arm and each
 baseline, Holm-corrected within the run. Nothing is printed without a leakage statement. Files: cases.csv,
-predictions.csv (classification), summary.json, overlays/*.png, report.html; salted keys only.
+predictions.csv (classification), draws.npz (see `scoring.arm_draws`), summary.json, overlays/*.png,
+report.html; salted keys only.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import io
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..data.atomic import write_json, write_text
+from ..data.atomic import replacing, write_json, write_text
 from ..data.errors import ConfigError
 from ..pretrain.folder import environment
 from .config import FinetuneConfig
@@ -29,7 +30,7 @@ from .data import prepare
 from .leakage import pretraining_shards, statement
 from .metrics import METRICS, EmptyPolicy
 from .run import ENCODER, arms, choose_device, load_arm, read_run
-from .scoring import CaseTable, arm_scores, comparisons
+from .scoring import CaseTable, arm_draws, arm_scores, comparisons
 from .tasks import TASKS, Task
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def evaluate(
             row = {"arm": arm, "case": case.key, "subject": case.subject}
             written.append(row | task.written(case, prediction))
     write_text(folder / "cases.csv", _csv(table.rows, _COLUMNS))
+    _write_draws(folder / "draws.npz", {arm: arm_draws(task, table, arm, split) for arm in arms(config)})
     if written:
         write_text(folder / "predictions.csv", _csv(written, list(written[0])))
     summary = _summary(task, table, split) | {
@@ -227,6 +229,13 @@ def _csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _write_draws(path: Path, draws: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Bootstrap draws as `arm|metric` -> [R]."""
+    named = {f"{arm}|{metric}": values for arm, found in draws.items() for metric, values in found.items()}
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **named)
 
 
 def _finite(value: Any) -> Any:

@@ -99,8 +99,8 @@ def arms(config: FinetuneConfig) -> list[str]:
     `pretrained`; with baselines also `scratch` (the same network, everything trained from random weights)
     and, where the protocol leaves the encoder frozen, `random` (frozen random features, the floor).
     """
-    if not config.baseline:
-        return ["pretrained"]
+    if config.arm or not config.baseline:
+        return [config.arm or "pretrained"]
     return (
         ["pretrained", "random", "scratch"]
         if PROTOCOLS[config.protocol].frozen

@@ -19,6 +19,8 @@ from .statistics import (
     bootstrap_mean,
     bootstrap_metric,
     holm,
+    mean_draws,
+    metric_draws,
     paired_difference,
     paired_metric_difference,
     summarise,
@@ -26,6 +28,7 @@ from .statistics import (
 from .tasks import Task
 
 MEAN = "mean"  # name of the average over structures
+DRAWS_KEPT = 2_000  # in draws.npz
 
 
 @dataclass(slots=True)
@@ -75,10 +78,29 @@ def arm_scores(task: Task, table: CaseTable, arm: str, split: str) -> list[dict[
     return rows
 
 
+def arm_draws(task: Task, table: CaseTable, arm: str, split: str) -> dict[str, np.ndarray]:
+    """Bootstrap draws [DRAWS_KEPT] of each metric, of a segmentation the average over its structures.
+
+    The patients of a draw are the same for every run on the same cases: with these, runs are compared in
+    pairs, and pooled over seeds, without their predictions.
+    """
+    found: dict[str, np.ndarray] = {}
+    for metric in task.record.metrics:
+        if metric in task.set_metrics:
+            truth, subjects = _truth(task, split)
+            predicted = table.predicted[arm]
+            found[metric] = metric_draws(task.set_metrics[metric], truth, predicted, subjects, DRAWS_KEPT)
+        elif task.structures:
+            values, subjects = _by_structure(table, arm, metric, task.structures)
+            found[metric] = mean_draws(values, subjects, DRAWS_KEPT)
+    return {metric: values.astype(np.float32) for metric, values in found.items()}
+
+
 def comparisons(task: Task, table: CaseTable, split: str) -> list[dict[str, Any]]:
     """Pretrained minus each baseline; `p` as tested, `p_holm` corrected over all rows of the run."""
     rows: list[dict[str, Any]] = []
-    for baseline in (arm for arm in arms(task.config) if arm != "pretrained"):
+    known = arms(task.config)
+    for baseline in (arm for arm in known if arm != "pretrained" and "pretrained" in known):
         for metric in task.record.metrics:
             for structure, found in _differences(task, table, baseline, metric, split):
                 rows.append({"metric": metric, "structure": structure, "a": "pretrained", "b": baseline,

@@ -139,6 +139,29 @@ def bootstrap_metric(
     return Interval(float(metric(truth, score)), *_percentiles(draws, level))
 
 
+def mean_draws(values: np.ndarray, clusters: Clusters, n: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """The draws [n] of a mean that `bootstrap_mean` takes its interval from; all nan with one patient.
+
+    Two methods on the same cases meet the same patients in a draw, so that the difference of their draws is a
+    paired one. Patients without a value stay in the draw.
+    """
+    table, inverse, patients = _table(values, clusters)
+    used = ~np.isnan(table)
+    sums = _per_patient(np.where(used, table, 0.0), inverse, patients)
+    counts = _per_patient(used.astype(float), inverse, patients)
+    rows = [_structure_mean(w @ sums, w @ counts) for w in _draws(patients, n, seed)]
+    return np.concatenate(rows) if rows else np.full(n, np.nan)
+
+
+def metric_draws(
+    metric: Metric, truth: np.ndarray, score: np.ndarray, clusters: Clusters, n: int = DRAWS, seed: int = 0
+) -> np.ndarray:
+    """As `mean_draws`, of a metric of the whole set."""
+    _, inverse, patients = _table(np.zeros(len(truth)), clusters)
+    rows = [np.asarray(metric(truth, score, w[:, inverse])) for w in _draws(patients, n, seed, len(inverse))]
+    return np.concatenate(rows) if rows else np.full(n, np.nan)
+
+
 def paired_difference(
     a: np.ndarray,
     b: np.ndarray,

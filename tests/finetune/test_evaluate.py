@@ -234,3 +234,30 @@ def test_an_evaluation_always_carries_its_leakage_statement(segmentation: Path) 
     assert found["status"] == "clean"
     assert any("not at hand" in line for line in found["not_checked"])
     assert summary(segmentation)["empty_policy"]
+
+
+def test_the_draws_that_are_kept_have_the_interval_of_the_summary(
+    segmentation: Path, classification: Path
+) -> None:
+    for folder, metric in ((segmentation, "dice"), (classification, "auc")):
+        arms = summary(folder)["arms"]
+        with np.load(folder / "draws.npz") as kept:
+            assert set(kept.files) >= {f"{arm}|{metric}" for arm in arms}
+            for arm, scores in arms.items():
+                wanted = next(s for s in scores if s["metric"] == metric and s["structure"] in ("", "mean"))
+                low, high = np.nanquantile(kept[f"{arm}|{metric}"], [0.025, 0.975])
+                assert low == pytest.approx(wanted["low"], abs=0.02)
+                assert high == pytest.approx(wanted["high"], abs=0.02)
+
+
+def test_one_arm_alone_is_trained_and_scored(workshop: Any, pictures: Path, tmp_path: Path) -> None:
+    from medloom.finetune.run import finetune
+
+    random = f"encoder=random:{workshop.root / 'encoder2d'}"
+    run = finetune(workshop.config(pictures, tmp_path / "run", "protocol=logistic", "arm=random", random))
+    found = summary(evaluate(run))
+    assert set(found["arms"]) == {"random"}
+    assert found["comparisons"] == []
+    assert found["leakage"]["status"] == "clean"
+    with pytest.raises(ConfigError, match="did you mean random"):
+        workshop.config(pictures, tmp_path / "other", "arm=rondom")
