@@ -16,9 +16,12 @@ from omegaconf import MISSING
 
 from ..data.config import find_config, read_yaml, structured
 from ..data.errors import ConfigError, nearest
+from ..pretrain.schedules import RATES
 from .record import TaskRecord
 
-PROTOCOLS = ("full", "linear", "logistic")  # see protocols/
+PROTOCOLS = ("full", "sawtooth", "unfreeze", "lora", "linear", "logistic", "frozen")  # see protocols/
+# Rates of the linear grid at a batch of 256, as DINOv2's (arXiv 2304.07193, appendix B.3).
+_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 ARMS = ("pretrained", "scratch", "random")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -35,7 +38,10 @@ class OptimConfig:
     layer_decay: float = 0.75  # factor per block from the last to the first, pretrained encoder only
     weight_decay: float = 0.05  # not on norms, biases and embeddings
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    warmup_fraction: float = 0.1  # of the steps, linear; then a cosine to zero
+    warmup_fraction: float = 0.1  # of the steps, linear; then `decay` to zero
+    decay: str = "cosine"  # cosine | poly (nnU-Net's power of 0.9) | constant
+    freeze_fraction: float = 0.1  # of the steps, the encoder frozen; protocols sawtooth and unfreeze
+    ema: float = 0.0  # decay of an average of the weights (0.999), validated and kept for them; 0: none
     clip: float = 1.0  # norm of the gradient
     label_smoothing: float = 0.1  # classification
 
@@ -50,6 +56,27 @@ class AugmentConfig:
     intensity: float = 0.5  # probability of contrast, brightness and gamma, each drawn separately
     noise: float = 0.15  # probability of Gaussian noise, sd up to 0.15 of the normalised intensity
     crop_scale: list[float] = field(default_factory=lambda: [0.5, 1.0])  # 2D classification: area of the crop
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters of the attention layers (protocol lora, arXiv 2106.09685)."""
+
+    rank: int = 8
+    alpha: float = 16.0  # what the adapters add is scaled by alpha / rank
+    dropout: float = 0.0  # on what goes into an adapter
+
+
+@dataclass
+class ProbeConfig:
+    """Probes of frozen features."""
+
+    # knn: numbers of neighbours, of which validation chooses
+    neighbours: list[int] = field(default_factory=lambda: [10, 20])
+    temperature: float = 0.07  # knn: a neighbour's vote is exp(cosine / temperature)
+    # linear on images: peak rates of SGD at a batch of 256, of which validation chooses
+    rates: list[float] = field(default_factory=lambda: [*_RATES])
+    heads: int = 8  # attentive: heads of the cross-attention, fewer where the width does not divide
 
 
 @dataclass
@@ -74,9 +101,7 @@ class FinetuneConfig:
     features_gib: float = 20.0  # bound of that folder; what was used longest ago goes
     protocol: str = "full"  # see `medloom finetune --help`
     baseline: bool = True  # train the same network from random weights beside the encoder
-    arm: str | None = (
-        None  # pretrained, scratch or random: this one alone, as in a grid; None: see baseline
-    )
+    arm: str | None = None  # pretrained, scratch or random: this alone (a grid's cells); None: see baseline
     seed: int = 0
     fraction: float = 1.0  # share of the training subjects that is used; smaller shares are nested in larger
     steps: int = 500  # optimiser steps of every arm
@@ -92,6 +117,8 @@ class FinetuneConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         for key, value, known in (("protocol", self.protocol, PROTOCOLS), ("device", self.device, DEVICES)):
@@ -101,6 +128,16 @@ class FinetuneConfig:
             raise ConfigError(f"arm: unknown arm {self.arm!r}{nearest(self.arm, ARMS)}")
         if self.steps < 1 or self.validations < 1:
             raise ConfigError(f"steps {self.steps}, validations {self.validations}: give at least 1 of each")
+        if self.optim.decay not in RATES:
+            raise ConfigError(
+                f"optim.decay: unknown schedule {self.optim.decay!r}{nearest(self.optim.decay, RATES)}"
+            )
+        for key, share in (
+            ("optim.freeze_fraction", self.optim.freeze_fraction),
+            ("optim.ema", self.optim.ema),
+        ):
+            if not 0 <= share < 1:
+                raise ConfigError(f"{key}: {share}: give a number in [0, 1)")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction: {self.fraction}: a share of the training subjects in (0, 1]")
         if not 0 <= self.foreground <= 1:

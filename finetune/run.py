@@ -35,7 +35,8 @@ from .data import TaskData, prepare
 from .planner import Plan, make_plan
 from .protocols import PROTOCOLS, Outcome, Protocol, Session
 from .protocols.gradient import CHECKPOINT
-from .splits import check_classes, make_split, read_split, take_fraction, write_split
+from .splits import make_split, read_split, take_fraction, write_split
+from .targets import check_split
 from .tasks import TASKS, Task
 from .tasks.segmentation import foreground_statistics
 
@@ -156,6 +157,8 @@ def load_arm(task: Task, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise CheckpointError(
             f"{folder / MODEL}: cannot be loaded ({reason}): delete {folder} and run `medloom finetune` again"
         ) from error
+    if facts.get("learnt"):
+        task.recall(facts["learnt"])
     return network.eval(), facts
 
 
@@ -171,10 +174,8 @@ def _arm(
     # Both of the others start from random weights, the same ones: "scratch" trains them, "random" does not.
     source = config.encoder if arm == "pretrained" else f"random:{config.encoder.removeprefix('random:')}"
     encoder, _ = load_encoder(source, in_channels=task.plan.channels, seed=config.seed)
-    # What is trained from random weights is trained whole: a frozen probe has no such thing to offer.
-    protocol = PROTOCOLS[
-        config.protocol if arm != "scratch" or not PROTOCOLS[config.protocol].frozen else "full"
-    ]
+    # What is trained from random weights is trained whole: to spare them would make a weak baseline.
+    protocol = PROTOCOLS[config.protocol if arm != "scratch" else "full"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1)  # the heads of all arms start alike
         network = protocol.network(task, encoder)
@@ -185,7 +186,8 @@ def _arm(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(folder / MODEL) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    write_json(folder / ARM, _facts(arm, protocol, encoder, network, outcome, time.monotonic() - begin))
+    facts = _facts(arm, protocol, encoder, network, outcome, time.monotonic() - begin)
+    write_json(folder / ARM, facts | {"learnt": task.learnt()})
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return True
 
@@ -276,8 +278,7 @@ def _split(folder: Path, config: FinetuneConfig, data: TaskData) -> dict[str, st
     train = [item for item in items if split[item.key] == "train"]
     used = {item.key for item in take_fraction(train, config.fraction, config.seed)}
     final = {key: part if part != "train" or key in used else "unused" for key, part in split.items()}
-    if config.task.kind == "classification":
-        check_classes(items, final, config.task.classes)
+    check_split(config.task, data.cases, items, final)
     write_json(folder / "skipped.json", data.skipped)
     write_split(path, items, split, used)
     return final

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from .base import Outcome, Protocol, Session
+from .frozen import Frozen
+from .linear import Linear
 from .logistic import Logistic
-from .steps import Full, Linear
+from .lora import Lora
+from .steps import Full, Sawtooth, Unfreeze
 
-PROTOCOLS: dict[str, Protocol] = {one.name: one for one in (Full(), Linear(), Logistic())}
+_ALL: tuple[Protocol, ...] = (Full(), Sawtooth(), Unfreeze(), Lora(), Linear(), Logistic(), Frozen())
+PROTOCOLS: dict[str, Protocol] = {one.name: one for one in _ALL}
 
 __all__ = ["PROTOCOLS", "Outcome", "Protocol", "Session"]

@@ -1,8 +1,9 @@
 """What a protocol is: how an encoder is asked what it knows, from frozen features to full fine-tuning.
 
 A protocol says which head the task puts on the encoder, whether the encoder may change, and how the network
-is fitted. Every arm of a run goes through the same one; only the initial weights differ. A new protocol is a
-file here, a line in `PROTOCOLS` and its name in `config.PROTOCOLS`.
+is fitted. The arm from scratch is trained by `full` whatever the protocol, because nothing that spares the
+encoder suits random weights: a weak baseline would make a false gain. A new protocol is a file here, a line
+in `PROTOCOLS` and its name in `config.PROTOCOLS`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from torch import nn
 
 from ...data.errors import ConfigError
 from ...pretrain.encoders.base import Encoder
-from ..config import FinetuneConfig
 from ..tasks.base import Task
 
 Progress = Callable[[int, int, str], None]
@@ -58,10 +58,6 @@ class Protocol(ABC):
     head: ClassVar[str] = "full"  # which network `Task.network` builds: a key of `Task.heads`
     frozen: ClassVar[bool] = False  # the encoder keeps its weights: random features are then a baseline too
 
-    def adapt(self, encoder: Encoder, config: FinetuneConfig) -> Encoder:
-        """Change the encoder's structure before the head goes on it (LoRA); as it is by default."""
-        return encoder
-
     def network(self, task: Task, encoder: Encoder) -> nn.Module:
         """The network of an arm; also how a finished arm is built again.
 
@@ -73,7 +69,7 @@ class Protocol(ABC):
             raise ConfigError(
                 f"protocol={self.name} does not go with {task.kind} (task {task.record.name}): choose {known}"
             )
-        return task.network(self.adapt(encoder, task.config), self.head)
+        return task.network(encoder, self.head)
 
     @abstractmethod
     def fit(self, network: nn.Module, session: Session) -> Outcome:

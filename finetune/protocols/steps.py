@@ -1,4 +1,4 @@
-"""The two protocols that are gradient descent and nothing else: everything trained, or the head alone."""
+"""The protocols that are gradient descent and a schedule: everything from the start, or the head first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from torch import nn
 
 from .base import Outcome, Protocol, Session
 from .gradient import optimise
+from .phases import sawtooth, together, unfreeze
 
 
 class Full(Protocol):
@@ -14,15 +15,22 @@ class Full(Protocol):
     name = "full"
 
     def fit(self, network: nn.Module, session: Session) -> Outcome:
-        return optimise(network, session, pretrained=session.arm == "pretrained", frozen=False)
+        return optimise(network, session, pretrained=session.arm == "pretrained", phases=together)
 
 
-class Linear(Protocol):
-    """One linear layer on frozen features, trained by gradient."""
+class Sawtooth(Protocol):
+    """The head warms up on the frozen encoder, then everything (`phases.sawtooth`)."""
 
-    name = "linear"
-    head = "linear"
-    frozen = True
+    name = "sawtooth"
 
     def fit(self, network: nn.Module, session: Session) -> Outcome:
-        return optimise(network, session, pretrained=session.arm == "pretrained", frozen=True)
+        return optimise(network, session, pretrained=True, phases=sawtooth)
+
+
+class Unfreeze(Protocol):
+    """The head learns on the frozen encoder, which joins later (`phases.unfreeze`)."""
+
+    name = "unfreeze"
+
+    def fit(self, network: nn.Module, session: Session) -> Outcome:
+        return optimise(network, session, pretrained=True, phases=unfreeze)

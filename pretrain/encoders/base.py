@@ -107,6 +107,10 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def added(self) -> list[nn.Parameter]:
+        """Parameters that no pretraining gave, which fine-tuning trains at the rate of a head."""
+        return []
+
     def adopt(self, tensors: dict[str, Tensor], source: Encoder) -> list[str]:
         """Rename tensors of another family's encoder to this one's names, in place; returns what was done.
 

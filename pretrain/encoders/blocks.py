@@ -85,7 +85,9 @@ def takes_only(block: nn.Module) -> bool:
     """Whether a block can compute some tokens from all of them."""
     from timm.models.vision_transformer import Attention, Block
 
-    return type(block) is Block and type(cast(Any, block).attn) is Attention
+    if type(block) is not Block or type(cast(Any, block).attn) is not Attention:
+        return False
+    return type(cast(Any, block).attn.qkv) is nn.Linear  # an adapter's weight is not all that it computes
 
 
 def first_token(tokens: Tensor) -> Tensor:
