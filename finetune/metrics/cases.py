@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from ...data.errors import nearest
 from .overlap import dice, iou
-from .surface import SurfaceDistances, assd, hausdorff, masd, nsd, surface_distances
+from .surface import SurfaceDistances, assd, foreground_box, hausdorff, masd, nsd, surface_distances
 
 Status = Literal["ok", "excluded", "replaced"]
 OVERLAPS = ("dice", "iou", "nsd")
@@ -150,8 +150,19 @@ def _empty_rows(
 
 
 def _boxes(labels: np.ndarray, structures: Mapping[int, str]) -> dict[int, tuple[slice, ...]]:
-    found = ndimage.find_objects(labels, max_label=max(structures))
-    return {label: found[label - 1] for label in structures if found[label - 1] is not None}
+    """Box of each structure that is present, in one pass over what is not background."""
+    around = foreground_box(labels)
+    if around is None:
+        return {}
+    found = ndimage.find_objects(labels[around], max_label=max(structures))
+    return {
+        label: tuple(
+            slice(outer.start + inner.start, outer.start + inner.stop)
+            for outer, inner in zip(around, box, strict=True)
+        )
+        for label in structures
+        if (box := found[label - 1]) is not None
+    }
 
 
 def _check(

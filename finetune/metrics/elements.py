@@ -29,11 +29,12 @@ def neighbour_codes(mask: np.ndarray) -> np.ndarray:
     Bits follow C order with the lowest offset in the highest bit, so the empty neighbourhood is 0 and the
     full one is 15 or 255. Outside the mask counts as background.
     """
-    padded = np.pad(mask, 1).astype(np.uint8)
-    codes = np.zeros([size - 1 for size in padded.shape], np.uint8)
-    for bit, offset in enumerate(reversed(_corners(mask.ndim))):
-        window = tuple(slice(o, o + size) for o, size in zip(offset, codes.shape, strict=True))
-        codes |= padded[window] << np.uint8(bit)
+    codes = np.zeros([size + 2 for size in mask.shape], np.uint8)
+    codes[(slice(1, -1),) * mask.ndim] = mask
+    # Neighbours along the last axis make two bits, two of these along the axis before make four, and so on.
+    for step, axis in enumerate(reversed(range(mask.ndim))):
+        first = (slice(None),) * axis
+        codes = codes[(*first, slice(None, -1))] << np.uint8(1 << step) | codes[(*first, slice(1, None))]
     return codes
 
 

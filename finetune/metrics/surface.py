@@ -7,15 +7,18 @@ Libraries disagree here because they mean different surfaces. Two are offered:
 - "voxels": the mask's own outermost pixels, each counted once, identical to MONAI's defaults. On anisotropic
   grids it is biased: an HD95 of 5.0 mm becomes 6.4 mm on spheres with 3.0 x 1.0 x 0.7 mm voxels.
 
-Masks are cropped to their common bounding box, and distances come from a k-d tree of surface points: memory
-follows the surface instead of the volume, and two spheres of 280 voxels take 1 s instead of the 11 s of
-two distance transforms. Each distance is recomputed from integer offsets, so it equals the transform's.
+Masks are cropped to their common bounding box. Two surfaces lie close together as a rule, so each point looks
+at the grid points around it, from the nearest outwards, for one of the other surface; what has found nothing
+within some 250 of them asks a k-d tree. Eleven organs of 512 x 512 x 200 voxels take 0.3 s, 1.2 s with the tree
+alone (benchmarks/metrics.py), and memory follows the box. Distances are computed from integer offsets, so
+they equal those of an exact distance transform.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -26,6 +29,8 @@ from .elements import element_measures, neighbour_codes
 from .overlap import check_masks
 
 Surface = Literal["elements", "voxels"]
+_LOOKED_AT = {2: 120, 3: 250}  # grid points around a point, before the k-d tree is asked
+_FEW = 1500  # points for which the tree alone is faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +62,14 @@ def surface_distances(
     measures = element_measures(spacing)
     if prediction.ndim != len(spacing):
         raise ValueError(f"masks have {prediction.ndim} axes but the spacing has {len(spacing)} entries")
-    box = _common_box(prediction, reference)
-    points_p, weight_p = _pieces(prediction[box], measures, surface)
-    points_r, weight_r = _pieces(reference[box], measures, surface)
-    to_reference = _nearest(points_p, points_r, spacing)
-    to_prediction = _nearest(points_r, points_p, spacing)
+    steps = tuple(float(step) for step in spacing)
+    shells = _shells(steps)
+    box = foreground_box(prediction | reference) or (slice(0, 0),) * prediction.ndim
+    side_p = _side(prediction[box], measures, surface, shells.margin)
+    side_r = _side(reference[box], measures, surface, shells.margin)
+    weight_p, weight_r = side_p.weights, side_r.weights
+    to_reference = _nearest(side_p, side_r, steps, shells)
+    to_prediction = _nearest(side_r, side_p, steps, shells)
     order_p = np.lexsort((weight_p, to_reference))
     order_r = np.lexsort((weight_r, to_prediction))
     return SurfaceDistances(
@@ -138,29 +146,103 @@ def _undefined_distance(distances: SurfaceDistances) -> float:
     return float("nan") if neither else float("inf")
 
 
-def _common_box(prediction: np.ndarray, reference: np.ndarray) -> tuple[slice, ...]:
-    box = ndimage.find_objects((prediction | reference).astype(np.uint8))
-    return box[0] if box else tuple(slice(0, 0) for _ in prediction.shape)
+def foreground_box(labels: np.ndarray) -> tuple[slice, ...] | None:
+    """Smallest box [ndim slices] around what is not zero; None when nothing is."""
+    box = []
+    for axis in range(labels.ndim):
+        # Each axis looks only into what the axes before left.
+        inner = labels[(*box, ...)]
+        present = np.flatnonzero(
+            inner.any(axis=tuple(other for other in range(labels.ndim) if other != axis))
+        )
+        if not len(present):
+            return None
+        box.append(slice(int(present[0]), int(present[-1]) + 1))
+    return tuple(box)
 
 
-def _pieces(mask: np.ndarray, measures: np.ndarray, surface: Surface) -> tuple[np.ndarray, np.ndarray]:
-    """Integer positions [N, ndim] and weights [N] of the pieces of a mask's surface."""
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One surface on a grid that is wider than the mask on all sides."""
+
+    present: np.ndarray  # bool [*grid]
+    places: np.ndarray  # [N] flat positions on the grid
+    weights: np.ndarray  # [N]
+
+    def points(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Integer positions [N, ndim]."""
+        return np.stack(np.unravel_index(self.places[chosen], self.present.shape), axis=1)
+
+
+def _side(mask: np.ndarray, measures: np.ndarray, surface: Surface, margin: tuple[int, ...]) -> _Side:
+    wide = [(size, size) for size in margin]
     if surface == "voxels":
-        points = np.argwhere(mask & np.logical_not(ndimage.binary_erosion(mask)))
-        return points, np.ones(len(points))
-    codes = neighbour_codes(mask)
-    points = np.argwhere((codes != 0) & (codes != len(measures) - 1))
-    return points, measures[codes[tuple(points.T)]]
+        present = np.pad(mask & np.logical_not(ndimage.binary_erosion(mask)), wide)
+        places = np.flatnonzero(present)
+        return _Side(present, places, np.ones(len(places)))
+    codes = np.pad(neighbour_codes(mask), wide)
+    # Neither empty nor full: in uint8 the empty code 0 wraps to 255.
+    present = codes - np.uint8(1) < np.uint8(len(measures) - 2)
+    places = np.flatnonzero(present)
+    return _Side(present, places, measures[codes.ravel()[places]])
 
 
-def _nearest(points: np.ndarray, targets: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Distance (mm) from each point [N, ndim] to the nearest target [M, ndim]; infinite without targets."""
-    if not len(points) or not len(targets):
-        return np.full(len(points), np.inf)
-    scale = np.asarray(spacing, float)
-    _, nearest = KDTree(targets * scale).query(points * scale)
+@dataclass(frozen=True, slots=True)
+class _Shells:
+    """Grid offsets around a point, grouped by distance in ascending order; no nearer one is missing."""
+
+    margin: tuple[int, ...]  # largest offset along each axis
+    distances: tuple[float, ...]  # mm, one a shell
+    offsets: tuple[np.ndarray, ...]  # int [K, ndim], one a shell
+
+
+@lru_cache(maxsize=16)
+def _shells(spacing: tuple[float, ...]) -> _Shells:
+    scale, ndim = np.asarray(spacing), len(spacing)
+    volume = _LOOKED_AT[ndim] * float(np.prod(scale))
+    radius = (volume / np.pi) ** 0.5 if ndim == 2 else (volume * 3 / (4 * np.pi)) ** (1 / 3)
+    reach = [int(radius / step) for step in spacing]
+    offsets = np.indices([2 * n + 1 for n in reach]).reshape(ndim, -1).T - reach
+    distances = _lengths(offsets, scale)
+    offsets, distances = offsets[distances <= radius], distances[distances <= radius]
+    each, shell = np.unique(distances, return_inverse=True)
+    groups = tuple(offsets[shell == number] for number in range(len(each)))
+    margin = tuple(int(side) for side in np.abs(offsets).max(axis=0))
+    return _Shells(margin, tuple(each.tolist()), groups)
+
+
+def _nearest(side: _Side, other: _Side, spacing: tuple[float, ...], shells: _Shells) -> np.ndarray:
+    """Distance (mm) from each point of one surface to the other surface; infinite when that is empty."""
+    result = np.full(len(side.places), np.inf)
+    if not len(side.places) or not len(other.places):
+        return result
+    rest, places = np.arange(len(side.places)), side.places
+    if len(places) > _FEW:
+        strides = np.array(
+            [np.prod(side.present.shape[axis + 1 :], dtype=int) for axis in range(len(spacing))]
+        )
+        flat = other.present.ravel()
+        for distance, offsets in zip(shells.distances, shells.offsets, strict=True):
+            found = np.zeros(len(rest), bool)
+            for step in offsets @ strides:
+                found |= flat[places + step]
+            result[rest[found]] = distance
+            rest, places = rest[~found], places[~found]
+            if not len(rest):
+                return result
+    scale = np.asarray(spacing)
+    points, targets = side.points(rest), other.points()
+    # On points of a grid such a tree is built and asked four times as fast as scipy's default.
+    tree = KDTree(targets * scale, leafsize=48, compact_nodes=False, balanced_tree=False)
+    _, nearest = tree.query(points * scale)
     # From the integer offset: 3 x 0.1 - 1 x 0.1 is not 2 x 0.1, and a tolerance of 0.2 would miss it.
-    return np.sqrt(np.square((points - targets[nearest]) * scale).sum(axis=1))
+    result[rest] = _lengths(points - targets[nearest], scale)
+    return result
+
+
+def _lengths(offsets: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Length (mm) of integer offsets [N, ndim]."""
+    return np.sqrt(np.square(offsets * scale).sum(axis=1))
 
 
 def _weighted_percentile(values: np.ndarray, weights: np.ndarray, percentile: float) -> float:

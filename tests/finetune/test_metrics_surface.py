@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import surface_distance.metrics as deepmind
 import torch
+from medloom.finetune.metrics import surface
 from medloom.finetune.metrics.elements import element_measures, neighbour_codes
-from medloom.finetune.metrics.surface import assd, hausdorff, masd, nsd, surface_distances
+from medloom.finetune.metrics.surface import assd, foreground_box, hausdorff, masd, nsd, surface_distances
 from scipy import ndimage
 from surface_distance import lookup_tables
 
@@ -60,6 +61,13 @@ def test_codes_equal_the_published_kernel() -> None:
         np.testing.assert_array_equal(neighbour_codes(mask), expected)
 
 
+@pytest.fixture(params=["tree", "offsets"])
+def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to the nearest point, whatever the size of the masks."""
+    monkeypatch.setattr(surface, "_FEW", 10**9 if request.param == "tree" else 0)
+
+
+@pytest.mark.usefixtures("search")
 def test_elements_equal_deepmind_on_400_random_cases() -> None:
     rng = np.random.default_rng(7)
     for prediction, reference, spacing in pairs(1, 400):
@@ -79,6 +87,7 @@ def test_elements_equal_deepmind_on_400_random_cases() -> None:
         assert assd(ours) == pytest.approx(np.average([forward, backward], weights=weights), rel=1e-12)
 
 
+@pytest.mark.usefixtures("search")
 def test_voxels_equal_monai_on_200_random_cases() -> None:
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
@@ -109,6 +118,38 @@ def test_monai_subvoxel_nsd_agrees() -> None:
         assert nsd(surface_distances(prediction, reference, spacing), 1.3) == pytest.approx(
             float(expected), rel=1e-5
         )
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (6.0, 0.5, 0.5), (0.3, 0.1, 8.0)])
+@pytest.mark.parametrize("shift", [1, 25])
+def test_large_masks_equal_the_distance_transform(spacing: tuple[float, ...], shift: int) -> None:
+    """Near masks are settled by offsets, far ones by the tree; both equal the exact transform of the grid."""
+    grid = np.indices((30, 60, 60))
+    reference = (
+        sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid, (14, 18, 20), (9, 14, 15), strict=True)) < 1
+    )
+    prediction = np.roll(reference, shift, axis=2)
+    prediction[4:9] = False
+    found = surface_distances(prediction, reference, spacing)
+    assert len(found.to_reference) > surface._FEW
+    codes = [neighbour_codes(mask) for mask in (prediction, reference)]
+    on = [(code != 0) & (code != 255) for code in codes]
+    for distances, own, other in ((found.to_reference, *on), (found.to_prediction, *on[::-1])):
+        expected = ndimage.distance_transform_edt(~other, sampling=spacing)[own]
+        np.testing.assert_allclose(distances, np.sort(expected), rtol=1e-12)
+
+
+def test_the_offsets_leave_out_nothing_nearer() -> None:
+    for spacing in (*SPACINGS[2], *SPACINGS[3], (6.0, 0.5, 0.5)):
+        shells = surface._shells(spacing)
+        every = np.indices([41] * len(spacing)).reshape(len(spacing), -1).T - 20
+        lengths = np.sqrt(np.square(every * spacing).sum(axis=1))
+        inside = {tuple(row) for row in every[lengths < shells.distances[-1]].tolist()}
+        listed = [tuple(row) for group in shells.offsets for row in group.tolist()]
+        assert len(listed) == len(set(listed)) > 50
+        assert inside <= set(listed)
+        assert list(shells.distances) == sorted(shells.distances)
+        assert shells.offsets[0].tolist() == [[0] * len(spacing)]
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -151,10 +192,10 @@ def test_empty_masks_are_undefined_not_guessed() -> None:
     assert all(np.isnan(value) for value in (nsd(none, 3.0), hausdorff(none), assd(none), masd(none)))
 
 
-@pytest.mark.parametrize("surface", ["elements", "voxels"])
-def test_identical_masks_are_perfect_even_when_they_fill_the_image(surface) -> None:
+@pytest.mark.parametrize("kind", ["elements", "voxels"])
+def test_identical_masks_are_perfect_even_when_they_fill_the_image(kind: surface.Surface) -> None:
     full = np.ones((3, 4, 5), bool)
-    distances = surface_distances(full, full, (1.0, 2.0, 3.0), surface=surface)
+    distances = surface_distances(full, full, (1.0, 2.0, 3.0), surface=kind)
     assert (nsd(distances, 0.0), hausdorff(distances), assd(distances)) == (1.0, 0.0, 0.0)
 
 
@@ -164,6 +205,20 @@ def test_a_crop_around_the_structure_changes_nothing() -> None:
         small, large = surface_distances(prediction, reference, spacing), surface_distances(*wide, spacing)
         np.testing.assert_array_equal(small.to_reference, large.to_reference)
         assert nsd(small, 1.0) == nsd(large, 1.0)
+
+
+def test_foreground_box_equals_the_extent_of_what_is_not_zero() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        labels = (rng.random(tuple(rng.integers(1, 9, int(rng.integers(2, 4))))) < 0.05).astype(
+            np.int16
+        ) * 300
+        places = np.argwhere(labels)
+        if not len(places):
+            assert foreground_box(labels) is None
+            continue
+        low, high = places.min(axis=0), places.max(axis=0) + 1
+        assert foreground_box(labels) == tuple(slice(a, b) for a, b in zip(low, high, strict=True))
 
 
 def test_refusals_name_the_two_numbers() -> None:
