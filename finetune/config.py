@@ -23,6 +23,7 @@ PROTOCOLS = ("full", "sawtooth", "unfreeze", "lora", "linear", "logistic", "froz
 # Rates of the linear grid at a batch of 256, as DINOv2's (arXiv 2304.07193, appendix B.3).
 _RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 ARMS = ("pretrained", "scratch", "random")
+DIMS = ("slices", "inflate")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -89,6 +90,20 @@ class HeadConfig:
 
 
 @dataclass
+class DetectionConfig:
+    """What RetinaNet puts on the encoder; MONAI's lung nodule detection but for the width."""
+
+    width: int = 64  # channels of the feature pyramid and of the heads, a multiple of 8
+    levels: int = 3  # maps of the pyramid at most
+    anchors: int = 3  # anchor shapes a cell at most
+    candidates: int = 4  # cells of each map that may become a box (ATSS)
+    places: int = 128  # of an image, 3 in 10 of objects at most, the rest hard background
+    least_score: float = 0.02  # boxes below are dropped
+    nms: float = 0.3  # IoU with a better box of its class above which a box is dropped
+    most: int = 100  # boxes an image at most
+
+
+@dataclass
 class FinetuneConfig:
     """A fine-tuning run. Numbers are global unless they say otherwise."""
 
@@ -99,6 +114,7 @@ class FinetuneConfig:
     cache: str | None = None  # where task shards are kept; None: $XDG_CACHE_HOME/medloom/tasks
     features: str | None = None  # folder of the cache of frozen features (features.py); None: none is kept
     features_gib: float = 20.0  # bound of that folder; what was used longest ago goes
+    dims: str | None = None  # a 2D encoder on volumes: slices | inflate (see slices.py); None: refused
     protocol: str = "full"  # see `medloom finetune --help`
     baseline: bool = True  # train the same network from random weights beside the encoder
     arm: str | None = None  # pretrained, scratch or random: this alone (a grid's cells); None: see baseline
@@ -110,19 +126,24 @@ class FinetuneConfig:
     image_size: int | None = None  # 2D classification: None: the encoder's own training crop
     memory_gib: float | None = None  # budget of activations; None: half of what is free
     validations: int = 5  # how often the validation split is scored, evenly over the run
-    foreground: float = 1 / 3  # segmentation: share of the crops that are centred on a structure
+    foreground: float = 1 / 3  # share of the crops that are centred on a structure, or hold a drawn box
     device: str = "auto"
     workers: int | None = None  # loader processes; None: 0 on CPU, 8 with an accelerator
     checkpoint_minutes: float = 2.0
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
-        for key, value, known in (("protocol", self.protocol, PROTOCOLS), ("device", self.device, DEVICES)):
-            if value not in known:
+        named = (
+            ("protocol", self.protocol, PROTOCOLS), ("device", self.device, DEVICES),
+            ("dims", self.dims, DIMS),
+        )  # fmt: skip
+        for key, value, known in named:
+            if value is not None and value not in known:
                 raise ConfigError(f"{key}: unknown {key} {value!r}{nearest(value, known)}")
         if self.arm is not None and self.arm not in ARMS:
             raise ConfigError(f"arm: unknown arm {self.arm!r}{nearest(self.arm, ARMS)}")

@@ -29,12 +29,14 @@ from ..pretrain.contract import strangers
 from ..pretrain.encoders import Encoder, build_encoder
 from ..pretrain.folder import environment
 from ..pretrain.preempt import StopSignal
+from ..pretrain.transfer import Report
 from ..pretrain.weights import load_encoder
 from .config import FinetuneConfig
 from .data import TaskData, prepare
-from .planner import Plan, make_plan
+from .planner import Plan, fingerprint, make_plan
 from .protocols import PROTOCOLS, Outcome, Protocol, Session
 from .protocols.gradient import CHECKPOINT
+from .slices import fitted, restored
 from .splits import make_split, read_split, take_fraction, write_split
 from .targets import check_split
 from .tasks import TASKS, Task
@@ -76,7 +78,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> Path:
             progress=progress,
         )
         split = _split(folder, config, data)
-        plan = _plan(folder, config, data, split, encoder, report.record, device)
+        plan = _plan(folder, config, data, split, encoder, report, device)
         if not (folder / ENCODER).exists():
             write_json(folder / ENCODER, _provenance(config.encoder, report.record))
         task = TASKS[config.task.kind](config, data, plan, split)
@@ -149,7 +151,8 @@ def load_arm(task: Task, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     if not (folder / ARM).is_file():
         raise CheckpointError(f"{folder}: this arm is not finished: run the same `medloom finetune` again")
     facts = json.loads((folder / ARM).read_text())
-    network = PROTOCOLS[facts["protocol"]].network(task, build_encoder(facts["encoder"]))
+    encoder = restored(build_encoder(facts["encoder"]), task.plan.ndim, task.config.dims)
+    network = PROTOCOLS[facts["protocol"]].network(task, encoder)
     try:
         network.load_state_dict(load_file(folder / MODEL))
     except (SafetensorError, OSError, RuntimeError) as error:
@@ -173,7 +176,11 @@ def _arm(
     begin = time.monotonic()
     # Both of the others start from random weights, the same ones: "scratch" trains them, "random" does not.
     source = config.encoder if arm == "pretrained" else f"random:{config.encoder.removeprefix('random:')}"
-    encoder, _ = load_encoder(source, in_channels=task.plan.channels, seed=config.seed)
+    encoder, report = load_encoder(source, in_channels=task.plan.channels, seed=config.seed)
+    encoder = fitted(
+        encoder, report, ndim=task.plan.ndim, dims=config.dims, spacing=task.plan.fingerprint.spacing,
+        seed=config.seed,
+    )  # fmt: skip
     # What is trained from random weights is trained whole: to spare them would make a weak baseline.
     protocol = PROTOCOLS[config.protocol if arm != "scratch" else "full"]
     with torch.random.fork_rng(devices=[]):
@@ -290,24 +297,27 @@ def _plan(
     data: TaskData,
     split: Mapping[str, str],
     encoder: Encoder,
-    record: Mapping[str, Any],
+    report: Report,
     device: torch.device,
 ) -> Plan:
     """The plan; a continued run reads it, because free memory may have changed."""
     path = folder / PLAN
     if path.is_file():
         return Plan.from_dict(read_yaml(path))
-    crop = (record.get("input") or {}).get("crop")
+    said = report.record.get("input") or {}
     train = [case for case in data.cases if split[case.key] == "train"]
     metas = [case.meta for case in train]
+    seen = fingerprint(metas, config.task.spacing)
+    encoder = fitted(encoder, report, ndim=seen.ndim, dims=config.dims, spacing=seen.spacing)
     foreground = foreground_statistics(data, train) if config.task.kind == "segmentation" else None
     plan = make_plan(
-        config.task, config, metas, encoder, device=device.type, crop=crop, foreground=foreground
+        config.task, config, metas, encoder, device=device.type, crop=said.get("crop"), foreground=foreground
     )
+    plan = TASKS[config.task.kind].refined(plan, config, data, train, encoder)
     logger.info("plan: patch %s, batch %d, spacing %s, %d training cases",
                 "×".join(map(str, plan.patch)), plan.batch, plan.spacing, len(metas))  # fmt: skip
     modalities = [str(meta["modality"]) for meta in metas]
-    for strange in strangers(record.get("input") or {}, modalities, plan.spacing or plan.fingerprint.spacing):
+    for strange in strangers(said, modalities, plan.spacing or plan.fingerprint.spacing):
         logger.warning("encoder: %s; expect less of it", strange)
     write_text(path, to_yaml(plan.to_dict()))
     return plan

@@ -100,6 +100,19 @@ class Encoder(nn.Module):
         """What `forward(x).pooled` is, [B, E], without computing what only other features need."""
         return self(x).pooled
 
+    def last(self, x: Tensor, count: int) -> list[Features]:
+        """Features behind each of the last `count` blocks; the last of them are the encoder's output.
+
+        A plain transformer norms each as its output (DINOv2's `get_intermediate_layers`, arXiv 2304.07193);
+        here blocks are the maps of the pyramid, with the mean of a map for `pooled`. Fewer where there are
+        not so many.
+        """
+        found = self(x, pyramid=True)
+        levels = (found.pyramid or [])[:-1][-(count - 1) :] if count > 1 else []
+        cells = [level.flatten(2).transpose(1, 2) for level in levels]
+        grids = [tuple(level.shape[2:]) for level in levels]
+        return [*(Features(c.mean(dim=1), c, grid) for c, grid in zip(cells, grids, strict=True)), found]
+
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """Parameters by depth, from the input to the output: [embedding, block 0, ..., last norm].
 

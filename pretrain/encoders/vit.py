@@ -107,6 +107,25 @@ class ViT(Encoder):
         """See `Encoder.embed`."""
         return self(x, only_pooled=True).pooled
 
+    def last(self, x: Tensor, count: int) -> list[Features]:
+        """See `Encoder.last`."""
+        grid = self.check(x)
+        model = cast(Any, self.model)
+        tokens, rope = self._embed(x, grid, None, None)
+        mixed = rope is not None and getattr(model, "rope_mixed", False)
+        depth = len(model.blocks)
+        _, levels = run_blocks(
+            model.blocks,
+            model.norm_pre(tokens),
+            rope=list(rope) if rope is not None and mixed else rope,
+            levels=range(max(0, depth - count), depth),
+        )
+        normed = [model.norm(level) for level in levels]
+        return [
+            Features(model.forward_head(level, pre_logits=True), level[:, self.prefix :], grid)
+            for level in normed
+        ]
+
     def _pools_token(self) -> bool:
         """Whether the class token alone is what `pooled` is made of."""
         model = cast(Any, self.model)

@@ -136,9 +136,7 @@ class ViT3D(Encoder):
         With `only_pooled` no patch tokens are given back, where that saves a part of the last block.
         """
         grid = self.check(x, keep, pyramid, hide)
-        tokens, rope = self._positioned(self._patches(x, keep), grid, keep, hide)
-        heads = [self.cls_token] if self.reg_token is None else [self.cls_token, self.reg_token]
-        tokens = torch.cat([*(head.expand(x.shape[0], -1, -1) for head in heads), tokens], 1)
+        tokens, rope = self._embedded(x, grid, keep, hide)
         wanted = depths_of_pyramid(len(self.blocks)) if pyramid else []
         only = first_token(tokens) if only_pooled and self.config.pool == "token" else None
         tokens, levels = run_blocks(
@@ -147,7 +145,7 @@ class ViT3D(Encoder):
         tokens = self.norm(tokens)
         maps = [self.norm(level)[:, self.prefix :].transpose(1, 2) for level in levels]
         return Features(
-            pooled=tokens[:, 0] if self.config.pool == "token" else tokens[:, self.prefix :].mean(dim=1),
+            pooled=self._pooled(tokens),
             tokens=tokens[:, self.prefix :],
             grid=grid if keep is None and tokens.shape[1] > self.prefix else None,
             pyramid=[m.reshape(x.shape[0], -1, *grid) for m in maps] if pyramid else None,
@@ -156,6 +154,27 @@ class ViT3D(Encoder):
     def embed(self, x: Tensor) -> Tensor:
         """See `Encoder.embed`."""
         return self(x, only_pooled=True).pooled
+
+    def last(self, x: Tensor, count: int) -> list[Features]:
+        """See `Encoder.last`."""
+        grid = self.check(x)
+        tokens, rope = self._embedded(x, grid, None, None)
+        depth = len(self.blocks)
+        _, levels = run_blocks(self.blocks, tokens, rope=rope, levels=range(max(0, depth - count), depth))
+        normed = [self.norm(level) for level in levels]
+        return [Features(self._pooled(level), level[:, self.prefix :], grid) for level in normed]
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        """[B, prefix + N, E] -> [B, E]."""
+        return tokens[:, 0] if self.config.pool == "token" else tokens[:, self.prefix :].mean(dim=1)
+
+    def _embedded(
+        self, x: Tensor, grid: tuple[int, ...], keep: Tensor | None, hide: Hide | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """All tokens in front of the first block [B, prefix + N or K, E], and their rotary table."""
+        tokens, rope = self._positioned(self._patches(x, keep), grid, keep, hide)
+        heads = [self.cls_token] if self.reg_token is None else [self.cls_token, self.reg_token]
+        return torch.cat([*(head.expand(x.shape[0], -1, -1) for head in heads), tokens], 1), rope
 
     def _patches(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """Embedded patches without positions: [B, N or K, E]."""
