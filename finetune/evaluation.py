@@ -36,7 +36,7 @@ from .tasks import TASKS, Task
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
-_COLUMNS = (
+COLUMNS = (
     "task", "kind", "protocol", "arm", "seed", "case", "subject", "structure", "metric", "value", "status",
 )  # fmt: skip
 _WORST = 4  # pictures of each arm
@@ -69,7 +69,7 @@ def evaluate(
         raise ConfigError(f"split: {split!r}: choose test or val")
     run = Path(run)
     folder = Path(out) if out else run / ("evaluation" if split == "test" else f"evaluation-{split}")
-    task = _open(run, progress)
+    task = open_run(run, progress)
     config = task.config
     leakage = _leakage(run, task, split)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,10 +84,10 @@ def evaluate(
         for case, prediction in zip(cases, kept, strict=True):
             row = {"arm": arm, "case": case.key, "subject": case.subject}
             written.append(row | task.written(case, prediction))
-    write_text(folder / "cases.csv", _csv(table.rows, _COLUMNS))
+    write_text(folder / "cases.csv", csv_text(table.rows, COLUMNS))
     _write_draws(folder / "draws.npz", {arm: arm_draws(task, table, arm, split) for arm in arms(config)})
     if written:
-        write_text(folder / "predictions.csv", _csv(written, list(written[0])))
+        write_text(folder / "predictions.csv", csv_text(written, list(written[0])))
     summary = _summary(task, table, split) | {
         "leakage": leakage,
         "worst": worst,
@@ -95,13 +95,13 @@ def evaluate(
         "skipped": len(task.data.skipped),
         "environment": environment(),
     }
-    write_json(folder / "summary.json", _finite(summary))
+    write_json(folder / "summary.json", finite(summary))
     task.data.shards.close()
-    _report(folder, config, pretrain_runs)
+    renew_report(folder, config, pretrain_runs)
     return folder
 
 
-def _open(run: Path, progress: Progress | None) -> Task:
+def open_run(run: Path, progress: Progress | None) -> Task:
     """The task of a run folder with its data, plan and split."""
     config, plan, parts = read_run(run)
     data = prepare(config.task, root=config.root or ".", cache=config.cache, progress=progress)
@@ -164,7 +164,7 @@ def _score(
         zip(cases, task.predictions(network, cases, device, mirror=mirror), strict=True), start=1
     ):
         for row in task.rows(case, prediction):
-            table.rows.append(_row(task, arm, case, row.structure, row.metric, row.value, row.status))
+            table.rows.append(case_row(task, arm, case, row.structure, row.metric, row.value, row.status))
         if task.set_metrics:
             kept.append(prediction)
         if progress:
@@ -174,9 +174,10 @@ def _score(
     return kept
 
 
-def _row(
+def case_row(
     task: Task, arm: str, case: Any, structure: str, metric: str, value: float, status: str
 ) -> dict[str, Any]:
+    """One row of cases.csv."""
     config = task.config
     return {
         "task": task.record.name, "kind": task.record.kind, "protocol": config.protocol, "arm": arm,
@@ -223,7 +224,8 @@ def _counts(task: Task) -> dict[str, dict[str, int]]:
     }
 
 
-def _csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+def csv_text(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as a CSV file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -238,18 +240,19 @@ def _write_draws(path: Path, draws: Mapping[str, Mapping[str, np.ndarray]]) -> N
         np.savez_compressed(file, allow_pickle=False, **named)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no nan: such numbers become null."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value
 
 
-def _report(folder: Path, config: FinetuneConfig, pretrain_runs: Sequence[Path]) -> None:
+def renew_report(folder: Path, config: FinetuneConfig, pretrain_runs: Sequence[Path]) -> None:
+    """Write report.html again from what the folder holds now."""
     from .report import write_report
 
     runs = [Path(path) for path in pretrain_runs]
