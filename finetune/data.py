@@ -31,8 +31,10 @@ from ..data.errors import CollectionError
 from ..data.ingest.build import build
 from ..data.privacy import salt_fingerprint, subject_key
 from ..data.shards.reader import SampleRef, Shards
-from .record import TaskRecord
+from .detection.boxes import Boxes, survey
+from .record import WHOLE, TaskRecord
 from .splits import Item
+from .targets import read_target, strata, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ class Case:
 
     ref: SampleRef
     meta: dict[str, Any]
-    label: int = -1  # classification: index in the record's classes
+    label: int = -1  # stratum of a drawn split; index in the record's classes where there are such
+    target: tuple[float, ...] = ()  # what is to be predicted of the whole image (targets.py)
 
     @property
     def key(self) -> str:
@@ -82,6 +85,7 @@ class TaskData:
     locations: dict[str, dict[int, np.ndarray]] = field(
         default_factory=dict
     )  # key -> output -> int [n, ndim]
+    boxes: dict[str, Boxes] = field(default_factory=dict)  # detection: key -> reference boxes
     values: list[int] = field(default_factory=list)  # mask values; output i + 1 stands for values[i]
     _kept: OrderedDict[tuple[SampleRef, bool], np.ndarray] = field(default_factory=OrderedDict)
     _bytes: int = 0
@@ -198,6 +202,9 @@ def prepare(
     if record.kind == "segmentation":
         with _alone(lock):  # a build of another run sweeps away what is half written here
             _survey(record, data, shards_folder, progress)
+    if record.kind == "detection":
+        with _alone(lock):
+            survey(record, data, shards_folder, progress)
     return data
 
 
@@ -239,24 +246,39 @@ def _ranks(collection: Collection) -> dict[str, int]:
 
 
 def _list_cases(record: TaskRecord, data: TaskData) -> None:
-    index = {name: position for position, name in enumerate(record.classes)}
-    for ref in data.shards.refs():
-        meta = data.shards.meta(ref)
-        label = -1
-        if record.kind == "segmentation":
-            reason = None if meta.get("mask") else "has no mask"
-        else:
-            word = (meta.get("labels") or {}).get(record.label)
-            label = index.get(str(word), -1)
-            reason = f"label {word!r} is not among the classes" if label < 0 else None
-            if word is None:
-                reason = f"has no label {record.label!r}"
-        if reason:
-            data.skipped.append({"key": meta["key"], "reason": reason})
-        else:
-            data.cases.append(Case(ref, meta, label))
+    metas = [(ref, data.shards.meta(ref)) for ref in data.shards.refs()]
+    if record.kind in WHOLE and record.kind != "regression" and not record.classes:
+        _need_classes(record, [meta for _, meta in metas])
+    usable: list[tuple[SampleRef, dict[str, Any], tuple[float, ...]]] = []
+    for ref, meta in metas:
+        try:
+            usable.append((ref, meta, _target(record, meta)))
+        except CollectionError as error:
+            data.skipped.append({"key": meta["key"], "reason": str(error)})
+    groups = strata(record, [target for _, _, target in usable])
+    data.cases += [Case(*facts[:2], group, facts[2]) for facts, group in zip(usable, groups, strict=True)]
     data.cases.sort(key=lambda case: case.key)
     data.skipped.sort(key=lambda row: row["key"])
+
+
+def _target(record: TaskRecord, meta: dict[str, Any]) -> tuple[float, ...]:
+    if record.kind in WHOLE:
+        return read_target(record, meta.get("labels") or {})
+    needs_mask = record.kind != "detection" or record.boxes != "shapes"
+    if needs_mask and not meta.get("mask"):
+        raise CollectionError("has no mask")
+    return ()
+
+
+def _need_classes(record: TaskRecord, metas: Sequence[dict[str, Any]]) -> None:
+    """Say which classes there are; the record fixes their order, so it must name them."""
+    words = words_of(record, metas)
+    listed = ", ".join(f"{word} ({count})" for word, count in words) or f"no label {record.label!r}"
+    raise CollectionError(
+        f"task {record.name}: classes: none are given; the source holds {listed}: "
+        f"give task.classes=[{','.join(word for word, _ in words) or '...'}]"
+        + (", the lowest grade first" if record.kind == "ordinal" else "")
+    )
 
 
 def _survey(record: TaskRecord, data: TaskData, folder: Path, progress: Progress | None) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from ..data.errors import ConfigError
 from ..pretrain.encoders.base import Encoder
 from .config import FinetuneConfig
-from .record import TaskRecord
+from .record import WHOLE, TaskRecord
 
 # Voxels of a patch at most: beyond 64^3 a step on two CPU cores takes seconds; 128^3 is nnU-Net's usual.
 _MOST_VOXELS = {("cpu", 3): 64**3, ("cuda", 3): 128**3, ("cpu", 2): 256**2, ("cuda", 2): 512**2}
@@ -53,6 +53,7 @@ class Plan:
     activation_gib: float  # estimate for one step
     budget_gib: float
     fingerprint: Fingerprint
+    anchors: dict[str, Any] | None = None  # detection: see detection/anchors.py
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict."""
@@ -133,7 +134,7 @@ def make_plan(
         takes = " and ".join(f"{n}D" for n in encoder.axes)
         raise ConfigError(
             f"task {record.name} has {found.ndim}D images, this encoder takes {takes}: "
-            f"give a {found.ndim}D encoder"
+            f"give a {found.ndim}D encoder" + (", or dims=slices or dims=inflate" if found.ndim == 3 else "")
         )
     resize = _resize(record, config, found, encoder, crop)
     given = resize or config.patch or record.patch
@@ -166,7 +167,7 @@ def _sizes(
     multiple = encoder.patch_of(found.ndim)
     patch = _checked(given, multiple, record.name) if given else shrink(found.shape, multiple, cap)
     budget = (config.memory_gib or _free_gib(device) * _SHARE_OF_MEMORY) * 2**30
-    segmentation = record.kind == "segmentation"
+    segmentation = record.kind not in WHOLE
     while not given and max(patch) > min(multiple) and _bytes(patch, config, encoder, segmentation) > budget:
         cap //= 2
         patch = shrink(found.shape, multiple, cap)
@@ -202,7 +203,7 @@ def _resize(
 ) -> list[int] | None:
     """The fixed size of every case, where the task asks for one; classification always has one."""
     size, multiple = config.image_size, encoder.patch_of(found.ndim)
-    if record.kind == "classification":
+    if record.kind in WHOLE:
         if found.ndim == 3:
             given = config.patch or record.patch or shrink(found.shape, multiple, 64**3)
             return _checked(given, multiple, record.name)
@@ -211,7 +212,7 @@ def _resize(
         size = size or record.image_size or 224
     elif size is None:
         size = record.image_size
-    if size is None or found.ndim == 3 or (record.kind == "segmentation" and config.patch):
+    if size is None or found.ndim == 3 or (record.kind not in WHOLE and config.patch):
         return None
     return shrink([size] * found.ndim, multiple, 10**9)
 

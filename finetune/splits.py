@@ -1,9 +1,9 @@
 """Patient-level splits: declared by the source or drawn by subject, always written to `split.csv`.
 
-The choice: a subject, never an image, is what is drawn, and a classification split is drawn class by class so
-that a small class is present everywhere. A draw works on the *rank* of a subject in its source's own sorted
-names, which the shards do not hold but the scan does: the same record gives the same split on every machine,
-although subject keys carry a machine's own salt.
+The choice: a subject, never an image, is what is drawn, class by class (grade, rarest finding or fifth of a
+number: targets.py), so that a small class is present everywhere. A draw works on the *rank* of a subject in
+its source's own sorted names, which the shards do not hold but the scan does: the same record gives the same
+split on every machine, although subject keys carry a machine's own salt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What a split needs to know of a case: salted keys, the declared split, and the class (-1: none)."""
+    """What a split needs to know of a case: salted keys, the declared split, the stratum (-1: none)."""
 
     key: str
     subject: str
@@ -86,13 +86,18 @@ def take_fraction(items: Sequence[Item], fraction: float, seed: int) -> list[Ite
     return [item for item in items if item.subject in kept]
 
 
-def check_classes(items: Sequence[Item], split: Mapping[str, str], classes: Sequence[str]) -> None:
-    """Refuse a classification split in which a class has no case in train or in test.
+def check_classes(
+    items: Sequence[Item],
+    split: Mapping[str, str],
+    classes: Sequence[str],
+    parts: Sequence[str] = ("train", "test"),
+) -> None:
+    """Refuse a classification split in which a class has no case in one of `parts`.
 
     Raises:
         CollectionError: names the class, the split and the mend.
     """
-    for part in ("train", "test"):
+    for part in parts:
         present = {item.label for item in items if split.get(item.key) == part}
         for index, name in enumerate(classes):
             if index not in present:

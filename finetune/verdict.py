@@ -22,7 +22,12 @@ from .statistics import paired_difference
 
 HEADLINES = {
     "segmentation": ("dice", "nsd", "iou", "hd95"),
+    "detection": ("map", "ap50", "froc"),
     "classification": ("auc", "balanced_accuracy", "accuracy"),
+    "multilabel": ("auc", "average_precision", "accuracy"),
+    "ordinal": ("qwk", "grade_error", "auc", "accuracy"),
+    "regression": ("mae", "rmse", "r2"),
+    "retrieval": ("map@10", "recall@1", "precision@10"),
 }
 OVERALL = ("", "mean", "all", "average")  # names under which an evaluation writes its mean over structures
 FEW_PATIENTS = 10

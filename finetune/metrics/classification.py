@@ -6,7 +6,7 @@ minutes. Definitions follow scikit-learn; AUC and accuracy are those of the MedM
 (one-versus-rest AUC averaged over classes, threshold 0.5 for two classes and multi-label).
 
 Shapes: `truth` int [N] with `score` [N] (probability of class 1) or [N, K] (probability of each class),
-or multi-label `truth` 0/1 [N, K] with `score` [N, K].
+or multi-label `truth` 0/1 [N, K] with `score` [N, K]; -1 is a finding that nobody stated, and is not counted.
 A class without positives or without negatives in a draw has no AUC: it is left out of that draw's mean.
 """
 
@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-Metric = Callable[..., "float | np.ndarray"]
+from .weighted import Metric, answer, ratio, weight_matrix
+
 ECE_BINS = 15
 
 
@@ -34,31 +35,37 @@ def average_precision(
 
 def accuracy(truth: np.ndarray, score: np.ndarray, weights: np.ndarray | None = None) -> float | np.ndarray:
     """Share of right decisions: the most probable class, or 0.5 per label averaged over labels."""
-    truth, score, matrix = _prepare(truth, score, weights)
-    right = (_decide(truth, score) == truth).reshape(len(truth), -1).mean(axis=1)
-    return _answer(matrix @ right / matrix.sum(axis=1), weights)
+    truth, score, matrix = checked(truth, score, weights)
+    right = _decide(truth, score) == truth
+    if truth.ndim == 2:
+        return answer(_mean_over_known(right, truth, matrix), weights)
+    return answer(matrix @ right / matrix.sum(axis=1), weights)
 
 
 def balanced_accuracy(
     truth: np.ndarray, score: np.ndarray, weights: np.ndarray | None = None
 ) -> float | np.ndarray:
     """Mean recall over the classes present in the truth; for multi-label, mean of each label's."""
-    truth, score, matrix = _prepare(truth, score, weights)
+    truth, score, matrix = checked(truth, score, weights)
     decided = _decide(truth, score)
     if truth.ndim == 2:
-        columns = [_mean_recall(truth[:, k], decided[:, k], 2, matrix) for k in range(truth.shape[1])]
-        return _answer(np.mean(columns, axis=0), weights)
-    return _answer(_mean_recall(truth, decided, max(score.shape[1], 2), matrix), weights)
+        columns = [
+            _mean_recall(truth[:, k].clip(0), decided[:, k], 2, matrix * (truth[:, k] >= 0))
+            for k in range(truth.shape[1])
+        ]
+        return answer(_mean_of_defined(np.stack(columns)), weights)
+    return answer(_mean_recall(truth, decided, max(score.shape[1], 2), matrix), weights)
 
 
 def brier(truth: np.ndarray, score: np.ndarray, weights: np.ndarray | None = None) -> float | np.ndarray:
     """Brier score: squared error of the probabilities; summed over classes, halved for two (0 best, 1 or 2
     worst)."""
-    truth, score, matrix = _prepare(truth, score, weights)
-    wanted = truth if truth.ndim == 2 else np.eye(score.shape[1])[truth]
-    error = np.square(score - wanted)
-    case = error.mean(axis=1) if truth.ndim == 2 or score.shape[1] == 2 else error.sum(axis=1)
-    return _answer(matrix @ case / matrix.sum(axis=1), weights)
+    truth, score, matrix = checked(truth, score, weights)
+    if truth.ndim == 2:
+        return answer(_mean_over_known(np.square(score - truth), truth, matrix), weights)
+    error = np.square(score - np.eye(score.shape[1])[truth])
+    case = error.mean(axis=1) if score.shape[1] == 2 else error.sum(axis=1)
+    return answer(matrix @ case / matrix.sum(axis=1), weights)
 
 
 def ece(truth: np.ndarray, score: np.ndarray, weights: np.ndarray | None = None) -> float | np.ndarray:
@@ -67,14 +74,14 @@ def ece(truth: np.ndarray, score: np.ndarray, weights: np.ndarray | None = None)
     Raises:
         ValueError: multi-label truth, for which the decision has no single probability.
     """
-    truth, score, matrix = _prepare(truth, score, weights)
+    truth, score, matrix = checked(truth, score, weights)
     if truth.ndim == 2:
         raise ValueError("ece needs one class per case; the truth is multi-label")
     confidence = score.max(axis=1)
     gap = (score.argmax(axis=1) == truth) - confidence
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     per_bin = matrix @ (np.eye(ECE_BINS)[bins] * gap[:, None])
-    return _answer(np.abs(per_bin).sum(axis=1) / matrix.sum(axis=1), weights)
+    return answer(np.abs(per_bin).sum(axis=1) / matrix.sum(axis=1), weights)
 
 
 CLASSIFICATION: dict[str, Metric] = {
@@ -87,7 +94,7 @@ CLASSIFICATION: dict[str, Metric] = {
 }
 
 
-def _prepare(
+def checked(
     truth: np.ndarray, score: np.ndarray, weights: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Check and bring to truth int [N] or [N, K], score float64 [N, K], weights float64 [R, N]."""
@@ -101,21 +108,14 @@ def _prepare(
         raise ValueError(f"truth {truth.shape} and score {score.shape} do not belong together")
     if truth.ndim == 2 and truth.shape != score.shape:
         raise ValueError(f"multi-label truth {truth.shape} and score {score.shape} differ in shape")
-    top = 2 if truth.ndim == 2 else score.shape[1]
-    if truth.min() < 0 or truth.max() >= top:
-        raise ValueError(f"truth holds {truth.min()}..{truth.max()}, expected 0..{top - 1}")
+    low, top = (-1, 2) if truth.ndim == 2 else (0, score.shape[1])
+    if truth.min() < low or truth.max() >= top:
+        raise ValueError(f"truth holds {truth.min()}..{truth.max()}, expected {low}..{top - 1}")
     if not np.isfinite(score).all():
         raise ValueError(
             f"{int((~np.isfinite(score)).any(axis=1).sum())} cases have a score that is not finite"
         )
-    matrix = np.ones((1, len(truth))) if weights is None else np.atleast_2d(np.asarray(weights, float))
-    if matrix.shape[1] != len(truth):
-        raise ValueError(f"weights {matrix.shape} do not fit {len(truth)} cases")
-    return truth, score, matrix
-
-
-def _answer(values: np.ndarray, weights: np.ndarray | None) -> float | np.ndarray:
-    return float(values[0]) if weights is None else values
+    return truth, score, weight_matrix(weights, len(truth))
 
 
 def _decide(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -129,17 +129,31 @@ def _over_columns(
     weights: np.ndarray | None,
 ) -> float | np.ndarray:
     """Mean of a two-class metric over classes or labels, leaving undefined ones out."""
-    truth, score, matrix = _prepare(truth, score, weights)
+    truth, score, matrix = checked(truth, score, weights)
     if truth.ndim == 1 and score.shape[1] == 2:
         values = [column(truth == 1, score[:, 1], matrix)]
     else:
         positives = truth == 1 if truth.ndim == 2 else truth[:, None] == np.arange(score.shape[1])
-        values = [column(positives[:, k], score[:, k], matrix) for k in range(score.shape[1])]
-    stacked = np.stack(values)
-    defined = ~np.isnan(stacked)
-    count = defined.sum(axis=0)
-    total = np.where(defined, stacked, 0.0).sum(axis=0)
-    return _answer(np.where(count > 0, total / np.maximum(count, 1), np.nan), weights)
+        known = np.ones(positives.shape, dtype=bool) if truth.ndim == 1 else truth >= 0
+        values = [
+            column(positives[:, k], score[:, k], matrix if known[:, k].all() else matrix * known[:, k])
+            for k in range(score.shape[1])
+        ]
+    return answer(_mean_of_defined(np.stack(values)), weights)
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Mean over columns [K, R] -> [R], undefined ones left out; nan where all are."""
+    defined = ~np.isnan(values)
+    total = np.where(defined, values, 0.0).sum(axis=0)
+    return ratio(total, defined.sum(axis=0))
+
+
+def _mean_over_known(values: np.ndarray, truth: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Mean of [N, K] over the stated cases of each label, then over labels: [R]."""
+    known = (truth >= 0).astype(float)
+    columns = ratio((matrix @ (values * known)).T, (matrix @ known).T)
+    return _mean_of_defined(columns)
 
 
 def _tied_sums(positive: np.ndarray, score: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +169,7 @@ def _auc_column(positive: np.ndarray, score: np.ndarray, matrix: np.ndarray) -> 
     hits, misses = _tied_sums(positive, score, matrix)
     below = np.cumsum(misses, axis=1) - misses
     won = (hits * (below + misses / 2)).sum(axis=1)
-    return _ratio(won, hits.sum(axis=1) * misses.sum(axis=1))
+    return ratio(won, hits.sum(axis=1) * misses.sum(axis=1))
 
 
 def _precision_column(positive: np.ndarray, score: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -163,15 +177,11 @@ def _precision_column(positive: np.ndarray, score: np.ndarray, matrix: np.ndarra
     found = np.cumsum(hits, axis=1)
     called = found + np.cumsum(misses, axis=1)
     precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
-    return _ratio((hits * precision).sum(axis=1), hits.sum(axis=1))
+    return ratio((hits * precision).sum(axis=1), hits.sum(axis=1))
 
 
 def _mean_recall(truth: np.ndarray, decided: np.ndarray, classes: int, matrix: np.ndarray) -> np.ndarray:
     members = np.eye(classes)[truth]  # [N, K]
     size = matrix @ members
-    recall = _ratio(matrix @ (members * (decided == truth)[:, None]), size)
-    return np.nansum(recall, axis=1) / (size > 0).sum(axis=1)
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
+    recall = ratio(matrix @ (members * (decided == truth)[:, None]), size)
+    return ratio(np.nansum(recall, axis=1), (size > 0).sum(axis=1))

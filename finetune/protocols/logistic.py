@@ -36,7 +36,7 @@ def fit_logistic(task: ImageTask, network: LinearClassifier, session: Session) -
     found = {}
     for number, part in enumerate(("train", "val")):
         session.report(number, 3, f"{task.record.name} features")
-        found[part] = task.features(network.encoder, task.cases[part], session.device)
+        found[part] = task.features(network, task.cases[part], session.device)
     targets = {part: task.truth(task.cases[part]) for part in found}
     mean, std = found["train"].mean(axis=0), found["train"].std(axis=0)
     std = np.where(std < 1e-6, 1.0, std)

@@ -5,8 +5,22 @@ from __future__ import annotations
 from ..record import SplitRule, TaskRecord
 from .base import Task
 from .classification import Classification
+from .detection import Detection
+from .multilabel import Multilabel
+from .ordinal import Ordinal
+from .regression import Regression
+from .retrieval import Retrieval
 from .segmentation import Segmentation
 
 __all__ = ["TASKS", "Classification", "Segmentation", "SplitRule", "Task", "TaskRecord"]
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
+_KINDS: tuple[type[Task], ...] = (
+    Classification,
+    Multilabel,
+    Ordinal,
+    Regression,
+    Retrieval,
+    Segmentation,
+    Detection,
+)
+TASKS: dict[str, type[Task]] = {one.kind: one for one in _KINDS}

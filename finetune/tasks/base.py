@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,14 @@ Corruption = Callable[[Case, np.ndarray], np.ndarray]  # case, image [C, *spatia
 _SMOOTH = {2: "bilinear", 3: "trilinear"}
 
 
+class Member(NamedTuple):
+    """One network of an ensemble, with its own task (plan, data) and the case as that task reads it."""
+
+    task: Task
+    network: nn.Module
+    case: Case
+
+
 class Task(ABC):
     """One task record with its data and its plan. `split` maps a case key to train, val, test or unused."""
 
@@ -51,6 +59,13 @@ class Task(ABC):
         self.cases: dict[str, list[Case]] = {"train": [], "val": [], "test": [], "unused": []}
         for case in data.cases:
             self.cases[split[case.key]].append(case)
+
+    @classmethod
+    def refined(
+        cls, plan: Plan, config: FinetuneConfig, data: TaskData, train: Sequence[Case], encoder: Encoder
+    ) -> Plan:
+        """The plan with what this kind has to plan beside sizes (anchors), from the training cases."""
+        return plan
 
     # Training
 
@@ -78,6 +93,11 @@ class Task(ABC):
     ) -> Iterator[Any]:
         """One prediction a case, in order; `mirror` averages over the record's flips where it can."""
 
+    def together(self, members: Sequence[Member], device: torch.device, *, mirror: bool = False) -> Any:
+        """What several networks predict of one case: the mean of their predictions."""
+        found = [next(iter(m.task.predictions(m.network, [m.case], device, mirror=mirror))) for m in members]
+        return np.mean(found, axis=0)
+
     @abstractmethod
     def rows(self, case: Case, prediction: Any) -> list[CaseRow]:
         """Rows of the long table of one case."""
@@ -92,6 +112,10 @@ class Task(ABC):
         """Names over which metrics of cases are averaged; empty where there are none."""
         return []
 
+    def parts(self, metric: str) -> Mapping[str, Metric]:
+        """What a metric of the whole set is a mean of, by structure: shown below it, not compared."""
+        return {}
+
     def truth(self, cases: Sequence[Case]) -> np.ndarray:
         """What `set_metrics` take as truth, [N, ...] (or objects)."""
         raise NotImplementedError(f"{self.kind} has no metric of a whole set")
@@ -104,6 +128,10 @@ class Task(ABC):
         """Columns of predictions.csv beside arm, case and subject; empty: the file is not written."""
         return {}
 
+    def lines(self, case: Case, prediction: Any) -> list[dict[str, Any]]:
+        """Rows of predictions.csv: one an image, where a prediction is not several things."""
+        return [self.written(case, prediction)]
+
     def answers(self, case: Case, prediction: Any) -> list[dict[str, Any]]:
         """What is said of a new image, which has no reference: rows for `medloom predict`'s table."""
         return [{}]
@@ -115,6 +143,13 @@ class Task(ABC):
     def caption(self, case: Case, prediction: Any) -> dict[str, Any]:
         """`truth` and `prediction` in words, to stand under a picture; empty where the picture shows it."""
         return {}
+
+    def learnt(self) -> dict[str, Any]:
+        """What predictions need beside the weights (the scale of a number); it goes into arm.json."""
+        return {}
+
+    def recall(self, learnt: Mapping[str, Any]) -> None:  # noqa: B027 - most kinds have nothing to recall
+        """Take over what `learnt` gave when the arm was trained."""
 
     @abstractmethod
     def picture(self, path: Path, case: Case, prediction: Any) -> None:

@@ -33,7 +33,7 @@ class Classification(ImageTask):
 
     def target(self, case: Case) -> np.ndarray:
         """Index of the class, int64."""
-        return np.asarray(case.label, dtype=np.int64)
+        return np.asarray(case.target[0], dtype=np.int64)
 
     def criterion_of(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy, classes weighted by inverse frequency, labels smoothed."""
@@ -43,7 +43,7 @@ class Classification(ImageTask):
 
     def class_weights(self) -> np.ndarray:
         """float32 [classes], mean 1 over the training cases (scikit-learn's "balanced")."""
-        labels = [case.label for case in self.cases["train"]]
+        labels = self.truth(self.cases["train"])
         counts = np.bincount(labels, minlength=self.record.outputs)
         return (len(labels) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
@@ -53,12 +53,25 @@ class Classification(ImageTask):
     def scores(self, predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
         return scores(predicted, target)
 
+    def fitted(self, x: np.ndarray, target: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+        """Multinomial logistic regression, classes weighted inversely to their frequency."""
+        from sklearn.linear_model import LogisticRegression
+
+        model = LogisticRegression(C=strength, max_iter=2000, class_weight="balanced").fit(x, target)
+        weight, bias = model.coef_, model.intercept_
+        if len(weight) == 1:  # two classes: scikit-learn keeps one row, whose negative is the other
+            weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
+        return weight, bias
+
+    def certain(self, target: np.ndarray) -> np.ndarray:
+        return np.eye(self.record.outputs)[target]
+
     def rows(self, case: Case, prediction: np.ndarray) -> list[CaseRow]:
         """Whether it is right, and the probability of its true class."""
-        right = float(int(prediction.argmax()) == case.label)
+        truth = int(self.target(case))
         return [
-            CaseRow("", "correct", right, "ok"),
-            CaseRow("", "probability", float(prediction[case.label]), "ok"),
+            CaseRow("", "correct", float(int(prediction.argmax()) == truth), "ok"),
+            CaseRow("", "probability", float(prediction[truth]), "ok"),
         ]
 
     def written(self, case: Case, prediction: np.ndarray) -> dict[str, Any]:
@@ -75,7 +88,7 @@ class Classification(ImageTask):
 
     def caption(self, case: Case, prediction: np.ndarray) -> dict[str, Any]:
         names = self.record.classes
-        return {"truth": names[case.label], "prediction": names[int(prediction.argmax())]}
+        return {"truth": names[int(self.target(case))], "prediction": names[int(prediction.argmax())]}
 
 
 def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:

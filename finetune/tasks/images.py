@@ -24,37 +24,12 @@ from ..heads import Classifier, FrozenProbe, LinearClassifier
 from .base import Task, resized
 
 
-class ImageTask(Task):
-    """See the module docstring. What is abstract here, and `rows` and `set_metrics`, is a kind's own."""
-
-    heads = ("full", "linear", "logistic")
-
-    @property
-    def outputs(self) -> int:
-        """Numbers that the network puts out for an image."""
-        return self.record.outputs
+class WholeImages(Task):
+    """Tasks whose example is a whole image and whose target is `target`."""
 
     @abstractmethod
     def target(self, case: Case) -> np.ndarray:
         """What is to be predicted of a case; an array of the same shape for all cases."""
-
-    @abstractmethod
-    def criterion_of(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Training loss of [B, outputs] and the batch's targets [B, ...]."""
-
-    @abstractmethod
-    def activate(self, logits: Tensor) -> Tensor:
-        """What is scored and written: probabilities, or numbers in the label's unit; [B, K]."""
-
-    @abstractmethod
-    def scores(self, predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
-        """Scores of [N, K] against [N, ...]; holds `criterion`, and `log_loss` where there is one."""
-
-    def network(self, encoder: Encoder, head: str) -> nn.Module:
-        """A trainable layer on the descriptor, or one that `protocols.logistic` fills."""
-        if head == "logistic":
-            return LinearClassifier(encoder, self.outputs)
-        return Classifier(encoder, self.outputs, self.config.head.dropout)
 
     def example(self, position: int) -> dict[str, Tensor]:
         """image [C, *size], target, position."""
@@ -80,18 +55,13 @@ class ImageTask(Task):
         y, x = u[2] * (1 - h), u[3] * (1 - w)
         return y * height, x * width, min((y + h) * height, height), min((x + w) * width, width)
 
-    def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Augment, predict, compare."""
+    def augmented(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Images of a training batch, turned, scaled and changed in intensity: [B, C, *size]."""
         image, _ = augment(
             batch["image"], None, batch["position"], self.config.augment,
             seed=self.config.seed, flips=self.record.flips,
         )  # fmt: skip
-        return self.criterion_of(network(image), batch["target"])
-
-    def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
-        """`scores` of the validation cases."""
-        cases = self.cases["val"]
-        return self.scores(np.stack(list(self.predictions(network, cases, device))), self.truth(cases))
+        return image
 
     def truth(self, cases: Sequence[Case]) -> np.ndarray:
         """Targets [N, ...]."""
@@ -105,20 +75,6 @@ class ImageTask(Task):
         else:
             pixels = resized(self.image(case), self.plan.patch)
         return torch.from_numpy(self.normalised(case, pixels))
-
-    def predictions(
-        self, network: nn.Module, cases: Sequence[Case], device: torch.device, *, mirror: bool = False
-    ) -> Iterator[np.ndarray]:
-        """What `activate` gives, float64 [K] a case; `mirror` is of no use here."""
-        if isinstance(network, FrozenProbe) and self.config.features and self.corrupt is None:
-            rows = torch.from_numpy(self.features(network, cases, device)).to(device)
-            network.eval()
-            with torch.no_grad():
-                for part in rows.split(self.plan.batch):
-                    yield from self.activate(network.answer(part).float()).double().cpu().numpy()
-            return
-        for images in self.evaluated(network, cases, device):
-            yield from self.activate(network(images).float()).double().cpu().numpy()
 
     def features(self, probe: FrozenProbe, cases: Sequence[Case], device: torch.device) -> np.ndarray:
         """What a probe reads of frozen features, float32 [N, ...], from the cache where there is one."""
@@ -146,3 +102,80 @@ class ImageTask(Task):
         from ..overlays import classification_overlay
 
         classification_overlay(path, case, self.image(case))
+
+
+class ImageTask(WholeImages):
+    """What is abstract here, and `rows` and `set_metrics`, is a kind's own."""
+
+    heads = ("full", "linear", "logistic")
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network puts out for an image."""
+        return self.record.outputs
+
+    @abstractmethod
+    def criterion_of(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Training loss of [B, outputs] and the batch's targets [B, ...]."""
+
+    @abstractmethod
+    def activate(self, logits: Tensor) -> Tensor:
+        """What is scored and written: probabilities, or numbers in the label's unit; [B, K]."""
+
+    @abstractmethod
+    def scores(self, predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
+        """Scores of [N, K] against [N, ...]; holds `criterion`, and `log_loss` where there is one."""
+
+    @abstractmethod
+    def fitted(self, x: np.ndarray, target: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+        """A regularised linear model without steps: weight [outputs, F] and bias [outputs] of the outputs.
+
+        Args:
+            x: standardised features [N, F] of the training cases.
+            target: their targets [N, ...].
+            strength: C of scikit-learn, the inverse of the penalty.
+        """
+
+    @abstractmethod
+    def certain(self, target: np.ndarray) -> np.ndarray:
+        """Targets [N, ...] as predictions that are sure of them, float64 [N, K]: a neighbour's vote."""
+
+    def network(self, encoder: Encoder, head: str) -> nn.Module:
+        """A trainable layer on the descriptor, or one that `protocols.logistic` fills."""
+        if head == "logistic":
+            return LinearClassifier(encoder, self.outputs)
+        return Classifier(encoder, self.outputs, self.config.head.dropout)
+
+    def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Augment, predict, compare."""
+        return self.criterion_of(network(self.augmented(batch)), batch["target"])
+
+    def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
+        """`scores` of the validation cases."""
+        cases = self.cases["val"]
+        return self.scores(np.stack(list(self.predictions(network, cases, device))), self.truth(cases))
+
+    def predictions(
+        self, network: nn.Module, cases: Sequence[Case], device: torch.device, *, mirror: bool = False
+    ) -> Iterator[np.ndarray]:
+        """What `activate` gives, float64 [K] a case; `mirror` is of no use here."""
+        if isinstance(network, FrozenProbe) and self.config.features and self.corrupt is None:
+            rows = torch.from_numpy(self.features(network, cases, device)).to(device)
+            network.eval()
+            with torch.no_grad():
+                for part in rows.split(self.plan.batch):
+                    yield from self.activate(network.answer(part).float()).double().cpu().numpy()
+            return
+        for images in self.evaluated(network, cases, device):
+            yield from self.activate(network(images).float()).double().cpu().numpy()
+
+
+def logistic_weights(x: np.ndarray, positive: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
+    """Logistic regression of one yes or no: weight [F] and bias; the log odds where all answers are alike."""
+    from sklearn.linear_model import LogisticRegression
+
+    if len(np.unique(positive)) < 2:
+        share = (positive.sum() + 0.5) / (len(positive) + 1)
+        return np.zeros(x.shape[1]), float(np.log(share / (1 - share)))
+    model = LogisticRegression(C=strength, max_iter=2000).fit(x, positive)
+    return model.coef_[0], float(model.intercept_[0])

@@ -243,9 +243,9 @@ def test_every_shipped_record_loads_and_names_are_forgiving() -> None:
     ("items", "message"),
     [
         (["stepz=3"], "steps"),
-        (["protocol=lora"], "protocol"),
+        (["protocol=lorra"], "protocol"),
         (["fraction=0"], "fraction"),
-        (["task.kind=detection"], "kind"),
+        (["task.kind=detektion"], "detection"),
         (["task.metrics=[dise]"], "dice"),
         (["task.structures={0: a}"], "background"),
     ],
