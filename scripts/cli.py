@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diagnose": ("diagnose", "what a run's curves mean, and what usually mends them; 1 when an alarm stands"),
     "finetune": ("finetune", "fine-tune an encoder on a held-out task, beside the from-scratch baseline"),
     "evaluate": ("evaluate", "score a fine-tuned run on its test split: per-case table and report"),
+    "predict": ("predict", "new images through a fine-tuned run: NIfTI, DICOM SEG or PNG label maps, CSV"),
     "report": ("report", "put pretraining runs and evaluations on one HTML page"),
     "demo": ("demo", "the whole way on the built-in phantoms, in minutes on two CPU cores"),
 }

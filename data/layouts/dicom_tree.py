@@ -82,7 +82,7 @@ def scan(
                 )
             elif not header.is_image:
                 others[header.modality if header.modality in dicom.NOT_PICTURES else "other"] += 1
-            elif _is_slice(header):
+            elif is_slice(header):
                 series.setdefault(str(header.series_uid), []).append((name, path, header))
             else:
                 alone.append((name, path, header))
@@ -119,7 +119,8 @@ def _has_magic(path: Path) -> bool:
         return True  # let the reader say why
 
 
-def _is_slice(header: Header) -> bool:
+def is_slice(header: Header) -> bool:
+    """Whether the object is one slice of a volume, to be put together with those of its series."""
     return (
         header.modality in _TOMOGRAPHIC
         and header.frames == 1

@@ -1,22 +1,23 @@
 """Segmentation: crops for training, sliding windows for whole cases, Dice and cross-entropy.
 
 A crop is cut on the grid of the plan (median spacing, or a fixed size in 2D) and only the box under it is
-read and resampled; a third of the crops is centred on a structure. Whole cases are predicted by MONAI's
-sliding window (overlap 0.5, Gaussian weight) in slabs of the first axis, so that memory is bounded by the
-plan's budget and not by the size of a case; probabilities, not labels, are resampled back to the case's own
-grid.
+read and resampled; a third of the crops is centred on a structure. Whole cases are predicted by sliding
+windows (overlap 0.5, Gaussian weight) as a stream of rows, so that memory is bounded by a window's rows and
+not by the depth of a case; probabilities, not labels, are resampled back to the case's own grid.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ...data.draws import uniform
 from ...data.errors import CollectionError
@@ -26,7 +27,8 @@ from ..augment import augment
 from ..data import Case, TaskData
 from ..heads import LinearSegmenter, Segmenter
 from ..metrics import CaseRow, segmentation_case
-from .base import Task, resized
+from ..windows import interpolate_rows, resized_rows, rows_between, sliding_rows
+from .base import Member, Task, resized
 
 _FINGERPRINT = 40  # training cases whose intensities are looked at
 
@@ -184,66 +186,130 @@ class Segmentation(Task):
         self, network: nn.Module, case: Case, device: torch.device, *, mirror: bool = False
     ) -> np.ndarray:
         """Label map [*case.shape], uint8 output indices; `mirror` averages over the record's flips."""
-        result = np.empty(case.shape, dtype=np.uint8)
-        depth = case.shape[0]
-        rows = self._slab_rows(case)
-        ratio = depth / self.target_shape(case)[0]
-        # Windows see half a patch beyond the slab, as they would inside the whole case.
-        margin = math.ceil(self.plan.patch[0] / 2 * ratio) if rows < depth else 0
+        return _most_likely(self.probabilities(network, case, device, mirror=mirror), case.shape)
+
+    def together(
+        self, members: Sequence[Member], device: torch.device, *, mirror: bool = False
+    ) -> np.ndarray:
+        """Label map from the mean of the members' probabilities, each on its own plan's grid, row by row."""
+        streams: list[Iterator[np.ndarray]] = []
+        for task, network, case in members:
+            assert isinstance(task, Segmentation)
+            streams.append(_row_by_row(task.probabilities(network, case, device, mirror=mirror)))
+        means = (np.mean(rows, axis=0) for rows in zip(*streams, strict=True))
+        return _most_likely(means, members[0].case.shape)
+
+    def probabilities(
+        self, network: nn.Module, case: Case, device: torch.device, *, mirror: bool = False
+    ) -> Iterator[np.ndarray]:
+        """Yield rows [K, n, *rest] of the case's own grid, from the first to the last.
+
+        Memory is bounded by the rows of one window, whatever the case's depth (windows.py); a picture is
+        resampled as a whole, because that wants a filter.
+        """
+        target, patch = self.target_shape(case), self.plan.patch
+        short = [max(0, size - side) for size, side in zip(patch, target, strict=True)]
+        before = [gap // 2 for gap in short]
+        padded = [side + gap for side, gap in zip(target, short, strict=True)]
         training = network.training
         network.eval()
         try:
-            for start in range(0, depth, rows):
-                stop = min(depth, start + rows)
-                low, high = max(0, start - margin), min(depth, stop + margin)
-                probabilities = self._probabilities(network, case, low, high, device, mirror)
-                labels = probabilities.argmax(axis=0).astype(np.uint8)
-                result[start:stop] = labels[start - low : stop - low]
+            blocks = sliding_rows(
+                self._reader(case, target, before, padded), padded, patch,
+                self._window(network, device, mirror), batch=self.plan.batch, device=device,
+            )  # fmt: skip
+            inside = _without_padding(blocks, before, target)
+            if self.plan.ndim == 2:
+                yield resized(np.concatenate(list(inside), axis=1), case.shape)
+            else:
+                flat = (_in_plane(block, case.shape[1:]) for block in inside)
+                yield from resized_rows(flat, target[0], case.shape[0])
         finally:
             network.train(training)
-        return result
 
-    def _probabilities(
-        self, network: nn.Module, case: Case, low: int, high: int, device: torch.device, mirror: bool
-    ) -> np.ndarray:
-        """Probabilities [K, high - low, ...] on the case's own grid, rows low .. high of the first axis."""
-        from monai.inferers.utils import sliding_window_inference
-
-        origin = [low, *[0] * (self.plan.ndim - 1)]
-        shape = [high - low, *case.shape[1:]]
-        target = list(self.target_shape(case))
-        target[0] = max(1, round(target[0] * (high - low) / case.shape[0]))
-        image = self.normalised(case, resized(self.image(case, origin, shape), target))
-        short = [max(0, size - side) for size, side in zip(self.plan.patch, target, strict=True)]
-        pad = [(gap // 2, gap - gap // 2) for gap in short]
-        image = np.pad(image, [(0, 0), *pad], constant_values=self.padding(case))
-        flips = [(), *((axis + 2,) for axis in self.record.flips)] if mirror else [()]
+    def _window(self, network: nn.Module, device: torch.device, mirror: bool) -> Callable[[Tensor], Tensor]:
+        """Probabilities of a batch of windows, averaged over all mirror images that the record allows."""
+        axes = [axis + 2 for axis in self.record.flips] if mirror else []
+        flips = [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
 
         def window(x: Tensor) -> Tensor:
             total = torch.zeros((), device=x.device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                for axes in flips:
-                    logits = network(x.flip(axes)).float() if axes else network(x).float()
-                    probability = torch.softmax(logits, dim=1)
-                    total = total + (probability.flip(axes) if axes else probability)
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                for chosen in flips:
+                    probability = torch.softmax(network(x.flip(chosen) if chosen else x).float(), dim=1)
+                    total = total + (probability.flip(chosen) if chosen else probability)
             return total / len(flips)
 
-        with torch.no_grad():
-            found = sliding_window_inference(
-                torch.from_numpy(image)[None], roi_size=self.plan.patch, sw_batch_size=self.plan.batch,
-                predictor=window, overlap=0.5, mode="gaussian", sw_device=device, device="cpu",
-            )  # fmt: skip
-        assert isinstance(found, Tensor)
-        inner = (slice(None), *(slice(a, a + side) for (a, _), side in zip(pad, target, strict=True)))
-        return resized(found[0].numpy()[inner], shape)
+        return window
 
-    def _slab_rows(self, case: Case) -> int:
-        """Rows of the first axis that are predicted at once, so that the stitched maps fit the budget."""
-        target = self.target_shape(case)
-        row = max(math.prod(case.shape[1:]), math.prod(target[1:]) * target[0] / case.shape[0])
-        # Float32 maps: K stitched, K resampled, weights, and the image before and after normalisation.
-        each = row * 4 * (2 * self.record.outputs + 1 + 3 * self.plan.channels)
-        return max(self.plan.patch[0], int(self.plan.budget_gib * 2**30 / each))
+    def _reader(
+        self, case: Case, target: Sequence[int], before: Sequence[int], padded: Sequence[int]
+    ) -> Callable[[int, int], np.ndarray]:
+        """Rows start .. stop of the case on the padded grid of the plan, normalised: [C, stop - start, *rest]."""
+        whole = None
+        if self.plan.ndim == 2 or self.corrupt is not None:  # a corruption is one of the whole image
+            whole = self.image(case)
+        if self.plan.ndim == 2:
+            assert whole is not None
+            whole = resized(whole, target)
+        rest = [(gap, full - gap - side)
+                for gap, full, side in zip(before[1:], padded[1:], target[1:], strict=True)]  # fmt: skip
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            if self.plan.ndim == 2:
+                assert whole is not None
+                return whole[:, start:stop]
+            low, high = rows_between(case.shape[0], target[0], start, stop)
+            if whole is None:
+                found = self.image(case, [low, 0, 0], [high - low, *case.shape[1:]])
+            else:
+                found = whole[:, low:high]
+            return interpolate_rows(_in_plane(found, target[1:]), low, case.shape[0], target[0], start, stop)
+
+        def read(start: int, stop: int) -> np.ndarray:
+            first, last = max(0, start - before[0]), min(target[0], stop - before[0])
+            ends = (max(0, before[0] - start), max(0, stop - before[0] - target[0]))
+            image = self.normalised(case, rows(first, max(first, last)))
+            return np.pad(image, [(0, 0), ends, *rest], constant_values=self.padding(case))
+
+        return read
+
+
+def _in_plane(block: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """[K, n, H, W] with each of the n planes at another size, linear; with `resized_rows` it is trilinear."""
+    if block.shape[2:] == tuple(size):
+        return block
+    planes = torch.from_numpy(block.astype(np.float32)).transpose(0, 1)
+    found = functional.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False)
+    return found.transpose(0, 1).numpy()
+
+
+def _without_padding(
+    blocks: Iterator[np.ndarray], before: Sequence[int], target: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """The rows and columns of a padded stream that belong to the case."""
+    inner = tuple(slice(gap, gap + side) for gap, side in zip(before[1:], target[1:], strict=True))
+    row = -before[0]
+    for block in blocks:
+        start, stop = max(0, -row), min(block.shape[1], target[0] - row)
+        row += block.shape[1]
+        if start < stop:
+            yield block[(slice(None), slice(start, stop), *inner)]
+
+
+def _row_by_row(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    for block in blocks:
+        for index in range(block.shape[1]):
+            yield block[:, index : index + 1]
+
+
+def _most_likely(blocks: Iterable[np.ndarray], shape: Sequence[int]) -> np.ndarray:
+    """Label map [*shape], uint8, of probabilities [K, n, *rest] in ascending rows."""
+    result, row = np.empty(shape, dtype=np.uint8), 0
+    for block in blocks:
+        result[row : row + block.shape[1]] = block.argmax(axis=0)
+        row += block.shape[1]
+    return result
 
 
 def foreground_statistics(data: TaskData, cases: Sequence[Case]) -> tuple[float, float]:
