@@ -83,7 +83,7 @@ def evaluate(
         cases = task.cases[split] if kept else []
         for case, prediction in zip(cases, kept, strict=True):
             row = {"arm": arm, "case": case.key, "subject": case.subject}
-            written.append(row | task.written(case, prediction))
+            written += [row | line for line in task.lines(case, prediction)]
     write_text(folder / "cases.csv", csv_text(table.rows, COLUMNS))
     _write_draws(folder / "draws.npz", {arm: arm_draws(task, table, arm, split) for arm in arms(config)})
     if written:
@@ -139,6 +139,7 @@ def _summary(task: Task, table: CaseTable, split: str) -> dict[str, Any]:
         "steps": config.steps,
         "classes": record.names,
         "note": record.note,
+        "unit": record.unit,
         "n": _counts(task),
         "arms": {arm: arm_scores(task, table, arm, split) for arm in arms(config)},
         "comparisons": comparisons(task, table, split),

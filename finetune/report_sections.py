@@ -92,7 +92,7 @@ def _task_table(evaluation: Evaluation, corrected: dict[int, float]) -> str:
         part for part in (evaluation.kind, _protocol(evaluation), _tested(evaluation)) if part
     )
     caption = f"{escape(evaluation.task)} <span>{escape(detail)}</span>"
-    notes = [_others(evaluation, baselines, corrected), _tolerance(evaluation)]
+    notes = [_others(evaluation, baselines, corrected), _tolerance(evaluation), _unit(evaluation)]
     notes += [_policy(evaluation), _set_apart(evaluation)]
     return table(caption, heads, rows, note=" ".join(note for note in notes if note))
 
@@ -105,7 +105,7 @@ def cases(evaluations: Sequence[Evaluation]) -> str:
         if line is None:
             continue
         arms = (line.comparison.a, line.comparison.b)
-        for metric in (line.metric, *HEADLINES.get(evaluation.kind, ()), "probability"):
+        for metric in (line.metric, *HEADLINES.get(evaluation.kind, ()), "absolute_error", "probability"):
             pairs = _pairs(evaluation, arms, metric)
             if pairs:
                 break
@@ -143,7 +143,9 @@ def _worst_figure(evaluation: Evaluation, row: dict[str, Any]) -> str:
     value = number(finite(row.get("value")), info(metric).digits)
     arm, key = str(row.get("arm", "")), str(row.get("case", ""))
     told = " ".join(part for part in (structure, _label(metric), value) if part)
-    if row.get("truth"):
+    if row.get("truth") and evaluation.kind != "classification":
+        told = f"{row['truth']}, predicted {row.get('prediction', '–')} ({_label(metric)} {value})"
+    elif row.get("truth"):
         chance = "under 0.001" if finite(row.get("value")) < 0.001 else value
         told = f"{row['truth']}, called {row.get('prediction', '–')} ({chance} for {row['truth']})"
     alt = escape(f"{evaluation.task}, case {key}, {arm}: {told}", quote=True)
@@ -290,7 +292,7 @@ def _structures(evaluation: Evaluation) -> bool:
 
 def _label(metric: str) -> str:
     if metric == "probability":
-        return "probability of the true class"
+        return "probability of the truth"
     known = info(metric)
     return f"{known.label}, {known.unit}" if known.unit else known.label
 
@@ -335,6 +337,12 @@ def _tolerance(evaluation: Evaluation) -> str:
         return ""
     checked = "" if evaluation.summary.get("nsd_tolerance_verified") else ", not verified against its source"
     return f"NSD tolerance {tolerance} mm{checked}."
+
+
+def _unit(evaluation: Evaluation) -> str:
+    """In what errors of a predicted number are measured, and that some rows have no better side."""
+    unit = evaluation.summary.get("unit")
+    return f"Errors are in {unit}; a calibration slope of 1 is right." if unit else ""
 
 
 def _policy(evaluation: Evaluation) -> str:

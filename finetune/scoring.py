@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .metrics import METRICS
 from .run import arms
 from .statistics import (
     Difference,
@@ -59,6 +60,10 @@ def arm_scores(task: Task, table: CaseTable, arm: str, split: str) -> list[dict[
         found = bootstrap_metric(task.set_metrics[metric], truth, table.predicted[arm], subjects)
         rows.append({"metric": metric, "structure": "", "mean": found.mean, "low": found.low,
                      "high": found.high, "n": len(truth), "excluded": 0, "replaced": 0})  # fmt: skip
+        for part, function in task.parts(metric).items():
+            found = bootstrap_metric(function, truth, table.predicted[arm], subjects)
+            rows.append({"metric": metric, "structure": part, "mean": found.mean, "low": found.low,
+                         "high": found.high, "n": len(truth), "excluded": 0, "replaced": 0})  # fmt: skip
     structures = task.structures
     for metric in (m for m in task.record.metrics if m not in task.set_metrics):
         for structure in structures:
@@ -101,7 +106,7 @@ def comparisons(task: Task, table: CaseTable, split: str) -> list[dict[str, Any]
     rows: list[dict[str, Any]] = []
     known = arms(task.config)
     for baseline in (arm for arm in known if arm != "pretrained" and "pretrained" in known):
-        for metric in task.record.metrics:
+        for metric in (m for m in task.record.metrics if m not in METRICS or METRICS[m].compared):
             for structure, found in _differences(task, table, baseline, metric, split):
                 rows.append({"metric": metric, "structure": structure, "a": "pretrained", "b": baseline,
                              "difference": found.difference, "low": found.low, "high": found.high,
