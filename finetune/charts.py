@@ -54,8 +54,8 @@ def line_chart(series: Sequence[Series], *, label: str, x_label: str = "step", d
     xs, ys = np.concatenate([x for _, x, _ in lines]), np.concatenate([y for _, _, y in lines])
     y_ticks = ticks(float(ys.min()), float(ys.max()), 4)
     x_ticks = [t for t in ticks(0.0, float(xs.max()), 3) if t <= xs.max()]
-    sx = _Scale(0.0, float(xs.max()), left, width - right)
-    sy = _Scale(y_ticks[0], y_ticks[-1], height - bottom, top)
+    sx = Scale(0.0, float(xs.max()), left, width - right)
+    sy = Scale(y_ticks[0], y_ticks[-1], height - bottom, top)
     parts = [_grid(y_ticks, sy, left, width - right), *_x_axis(x_ticks, sx, height - bottom, x_label)]
     ends = spread([sy(float(y[-1])) for _, _, y in lines], 13.0, top, height - bottom)
     for (s, x, y), text, end in zip(lines, labels, ends, strict=True):
@@ -71,7 +71,7 @@ def line_chart(series: Sequence[Series], *, label: str, x_label: str = "step", d
         f"to {number(float(y[-1]), digits)} at {x_label} {number(float(x[-1]), 0)}"
         for s, x, y in lines
     )
-    return _svg(width, height, f"{label}: {told}", parts)
+    return svg(width, height, f"{label}: {told}", parts)
 
 
 def interval_mark(value: float, low: float, high: float, limit: float, label: str) -> str:
@@ -80,7 +80,7 @@ def interval_mark(value: float, low: float, high: float, limit: float, label: st
     Signs must already be such that positive is better. Without an interval only the point is drawn.
     """
     width, height, middle = 170, 22, 11
-    scale = _Scale(-limit, limit, 6, width - 6)
+    scale = Scale(-limit, limit, 6, width - 6)
     style = verdict_class(low, high)
     parts = [f'<line class="zero" x1="{scale(0):.1f}" x2="{scale(0):.1f}" y1="0" y2="{height}"/>']
     if math.isfinite(low) and math.isfinite(high):
@@ -88,7 +88,7 @@ def interval_mark(value: float, low: float, high: float, limit: float, label: st
         parts.append(f'<line class="whisker {style}" x1="{a:.1f}" x2="{b:.1f}" y1="{middle}" y2="{middle}"/>')
     centre = scale(min(max(value, -limit), limit))
     parts.append(f'<circle class="dot {style}" cx="{centre:.1f}" cy="{middle}" r="4.5"/>')
-    return _svg(width, height, label, parts, kind="mark")
+    return svg(width, height, label, parts, kind="mark")
 
 
 def verdict_class(low: float, high: float) -> str:
@@ -112,8 +112,8 @@ def paired_dots(
     values = [v for p in pairs for v in (p.first, p.second)]
     top_value = bounds[1] if bounds[1] is not None and max(values) > 0.5 * bounds[1] else max(values)
     y_ticks = ticks(min(values), top_value, 4)
-    sx = _Scale(-0.5, len(pairs) - 0.5, left, width - right)
-    sy = _Scale(y_ticks[0], y_ticks[-1], height - bottom, top)
+    sx = Scale(-0.5, len(pairs) - 0.5, left, width - right)
+    sy = Scale(y_ticks[0], y_ticks[-1], height - bottom, top)
     size = max(1.5, min(4.0, 130 / len(pairs)))
     parts = [_grid(y_ticks, sy, left, width - right)]
     for index, pair in enumerate(pairs):
@@ -134,7 +134,7 @@ def paired_dots(
     up = sum(p.first > p.second for p in pairs)
     down = sum(p.first < p.second for p in pairs)
     told = f"{label}: of {len(pairs)} cases {arms[0]} is higher in {up} and lower in {down}"
-    return _svg(width, height, told, parts)
+    return svg(width, height, told, parts)
 
 
 def arm_class(arm: str) -> str:
@@ -199,7 +199,9 @@ def number(value: float, digits: int = 3) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scale:
+class Scale:
+    """Values low..high to coordinates start..stop."""
+
     low: float
     high: float
     start: float
@@ -210,7 +212,7 @@ class _Scale:
         return self.start + (float(value) - self.low) / span * (self.stop - self.start)
 
 
-def _grid(values: Sequence[float], scale: _Scale, left: float, right: float) -> str:
+def _grid(values: Sequence[float], scale: Scale, left: float, right: float) -> str:
     digits = 0 if len(values) < 2 else max(0, min(6, -math.floor(math.log10(values[1] - values[0]) + 1e-9)))
     if len(values) > 1 and not math.isclose(round(values[1] - values[0], digits), values[1] - values[0]):
         digits += 1  # steps of 2.5
@@ -223,7 +225,7 @@ def _grid(values: Sequence[float], scale: _Scale, left: float, right: float) -> 
     return "".join(lines)
 
 
-def _x_axis(values: Sequence[float], scale: _Scale, floor: float, label: str) -> list[str]:
+def _x_axis(values: Sequence[float], scale: Scale, floor: float, label: str) -> list[str]:
     parts = []
     for position, value in enumerate(values):
         if position and scale(value) - scale(values[0]) < 12 + 6.6 * len(f"{label} 0"):
@@ -246,7 +248,8 @@ def _pair_key(arms: tuple[str, str], left: float) -> list[str]:
     ]
 
 
-def _svg(width: int, height: int, label: str, parts: Sequence[str], *, kind: str = "chart") -> str:
+def svg(width: int, height: int, label: str, parts: Sequence[str], *, kind: str = "chart") -> str:
+    """A picture of width x height units that says `label` to those who do not see it."""
     told = escape(label, quote=True)
     head = f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{told}">'
     return f"{head}{''.join(parts)}</svg>"

@@ -25,12 +25,14 @@ import torch
 from ..data.atomic import replacing, write_json, write_text
 from ..data.errors import ConfigError
 from ..pretrain.folder import environment
+from .calibration import calibration
 from .config import FinetuneConfig
 from .data import prepare
 from .leakage import pretraining_shards, statement
 from .metrics import METRICS, EmptyPolicy
 from .run import ENCODER, arms, choose_device, load_arm, read_run
 from .scoring import CaseTable, arm_draws, arm_scores, comparisons
+from .subgroups import subgroup_scores
 from .tasks import TASKS, Task
 
 logger = logging.getLogger(__name__)
@@ -143,6 +145,8 @@ def _summary(task: Task, table: CaseTable, split: str) -> dict[str, Any]:
         "n": _counts(task),
         "arms": {arm: arm_scores(task, table, arm, split) for arm in arms(config)},
         "comparisons": comparisons(task, table, split),
+        "calibration": calibration(task, table, split),
+        "subgroups": subgroup_scores(task, table, split),
         "empty_policy": EmptyPolicy().describe() if segmentation else None,
         "nsd_tolerance_mm": record.nsd_tolerance_mm if segmentation else None,
         "nsd_tolerance_verified": record.verified if segmentation else None,

@@ -88,6 +88,8 @@ class TaskRecord:
     # is part of the label (left and right lung, front and back of the hippocampus) stays out. Default: none.
     flips: list[int] = field(default_factory=list)
     metrics: list[str] = field(default_factory=list)  # empty: the usual ones of the kind
+    # Labels by which scores are also told, beside sex, age, scanner and site (subgroups.py)
+    subgroups: list[str] = field(default_factory=list)
     related: list[str] = field(default_factory=list)  # other dataset ids that hold the same cases (leakage)
     salt: str | None = None  # of the keys; None: this machine's. Only data about nobody may state it here
     note: str = ""  # one sentence for the report

@@ -15,8 +15,10 @@ from string import Template
 
 from ..data.atomic import write_text
 from .charts import number
+from .report_calibration import calibration
 from .report_inputs import Inputs, read_inputs
 from .report_sections import cases, leakage, results, section, worst
+from .report_subgroups import subgroups
 from .report_training import collection, environment, last, training
 from .verdict import verdict
 
@@ -51,6 +53,8 @@ def render(inputs: Inputs, title: str) -> str:
     limits = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences[1:])
     sections = [
         results(inputs.evaluations),
+        subgroups(inputs.evaluations),
+        calibration(inputs.evaluations),
         leakage(inputs.evaluations),
         _missing(inputs.missing),
         cases(inputs.evaluations),

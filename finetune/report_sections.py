@@ -57,9 +57,9 @@ def results(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _task_table(evaluation: Evaluation, corrected: dict[int, float]) -> str:
-    arms = sorted(evaluation.arms, key=_arm_order)
+    arms = sorted(evaluation.arms, key=arm_order)
     compared = [c for c in evaluation.comparisons if c.a == "pretrained"]
-    baselines = sorted({c.b for c in compared}, key=_arm_order)[:1] if compared else []
+    baselines = sorted({c.b for c in compared}, key=arm_order)[:1] if compared else []
     heads = [("Structure", ""), ("Metric", "")] if _structures(evaluation) else [("Metric", "")]
     heads += [(f'<span class="arm {arm_class(a)}">{escape(a)}</span>', "") for a in arms]
     if baselines:
@@ -352,7 +352,8 @@ def _policy(evaluation: Evaluation) -> str:
     return str(policy or "") if evaluation.kind == "segmentation" else ""
 
 
-def _arm_order(arm: str) -> tuple[int, str]:
+def arm_order(arm: str) -> tuple[int, str]:
+    """Sorting key: the pretrained arm first, then its baselines."""
     known = ("pretrained", "scratch", "random")
     return (known.index(arm) if arm in known else len(known), arm)
 

@@ -139,6 +139,11 @@ def bootstrap_metric(
     return Interval(float(metric(truth, score)), *_percentiles(draws, level))
 
 
+def interval_of(value: float, draws: np.ndarray, *, level: float = LEVEL) -> Interval:
+    """The interval that bootstrap draws [R] of a value span; none when most of them are undefined."""
+    return Interval(float(value), *_percentiles([np.asarray(draws, float)], level))
+
+
 def mean_draws(values: np.ndarray, clusters: Clusters, n: int = DRAWS, seed: int = 0) -> np.ndarray:
     """The draws [n] of a mean that `bootstrap_mean` takes its interval from; all nan with one patient.
 
