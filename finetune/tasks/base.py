@@ -48,6 +48,7 @@ class Task(ABC):
     kind: ClassVar[str]
     criterion: ClassVar[str]  # name of the validation score; higher is better
     heads: ClassVar[tuple[str, ...]]  # networks that `network` can build; protocols name the one they want
+    standalone: ClassVar[bool] = True  # whether a new image is predicted without the training cases
     worst: str  # metric of the long table by which the worst cases are chosen
 
     def __init__(self, config: FinetuneConfig, data: TaskData, plan: Plan, split: Mapping[str, str]) -> None:
@@ -135,6 +136,14 @@ class Task(ABC):
     def answers(self, case: Case, prediction: Any) -> list[dict[str, Any]]:
         """What is said of a new image, which has no reference: rows for `medloom predict`'s table."""
         return [{}]
+
+    def reader(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
+        """From what the network puts out to what is scored, without a change of shape; used by the export.
+
+        Raises:
+            ConfigError: a prediction of this kind is more than an array.
+        """
+        raise ConfigError(f"task {self.record.name}: a {self.kind} network cannot be exported")
 
     def label_map(self, prediction: Any) -> np.ndarray | None:
         """Mask values of the record on the case's grid; None where a prediction is no label map."""

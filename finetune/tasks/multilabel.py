@@ -103,6 +103,12 @@ class Multilabel(ImageTask):
             row |= {f"truth_{name}": int(truth) if truth >= 0 else "", f"p_{name}": round(float(value), 6)}
         return row
 
+    def answers(self, case: Case, prediction: np.ndarray) -> list[dict[str, Any]]:
+        """The findings that are likelier there than not, and the probability of each."""
+        named = zip(self.record.classes, prediction, strict=True)
+        chances = {f"p_{name}": round(float(value), 6) for name, value in named}
+        return [{"prediction": self._said(prediction > 0.5), **chances}]
+
     def caption(self, case: Case, prediction: np.ndarray) -> dict[str, Any]:
         return {"truth": self._said(self.target(case) == 1), "prediction": self._said(prediction > 0.5)}
 

@@ -92,9 +92,13 @@ class Ordinal(ImageTask):
 
     def written(self, case: Case, prediction: np.ndarray) -> dict[str, Any]:
         """True and median grade, and the probability of each."""
+        return {"truth": self.record.classes[int(self.target(case))], **self.answers(case, prediction)[0]}
+
+    def answers(self, case: Case, prediction: np.ndarray) -> list[dict[str, Any]]:
+        """The median grade and the probability of each."""
         names = self.record.classes
         named = {f"p_{name}": round(float(value), 6) for name, value in zip(names, prediction, strict=True)}
-        return {**self.caption(case, prediction), **named}
+        return [{"prediction": names[int(median_grade(prediction[None])[0])], **named}]
 
     def caption(self, case: Case, prediction: np.ndarray) -> dict[str, Any]:
         names = self.record.classes

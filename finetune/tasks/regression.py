@@ -78,7 +78,11 @@ class Regression(ImageTask):
         return [CaseRow("", "absolute_error", abs(float(prediction[0]) - case.target[0]), "ok")]
 
     def written(self, case: Case, prediction: np.ndarray) -> dict[str, Any]:
-        return {"truth": case.target[0], "prediction": round(float(prediction[0]), 6)}
+        return {"truth": case.target[0], **self.answers(case, prediction)[0]}
+
+    def answers(self, case: Case, prediction: np.ndarray) -> list[dict[str, Any]]:
+        """The number, in the label's unit."""
+        return [{"prediction": round(float(prediction[0]), 6)}]
 
     def caption(self, case: Case, prediction: np.ndarray) -> dict[str, Any]:
         unit = f" {self.record.unit}" if self.record.unit else ""

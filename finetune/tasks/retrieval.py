@@ -67,6 +67,7 @@ class Retrieval(WholeImages):
     kind = "retrieval"
     criterion = _CRITERION
     heads = ("full", "frozen")
+    standalone = False  # the gallery is made of the training cases
     worst = _CRITERION
 
     @property
