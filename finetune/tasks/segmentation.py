@@ -171,6 +171,9 @@ class Segmentation(Task):
         sizes = enumerate(self.structures, start=1)
         return [{f"{name} {unit}": round(float(counts[output] * size), 6) for output, name in sizes}]
 
+    def reader(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda logits: torch.softmax(logits, dim=1)
+
     def label_map(self, prediction: np.ndarray) -> np.ndarray:
         """Mask values of the record [*spatial], in the smallest unsigned integers that hold them."""
         values = np.array([0, *sorted(self.record.structures)])
@@ -245,7 +248,7 @@ class Segmentation(Task):
     def _reader(
         self, case: Case, target: Sequence[int], before: Sequence[int], padded: Sequence[int]
     ) -> Callable[[int, int], np.ndarray]:
-        """Rows start .. stop of the case on the padded grid of the plan, normalised: [C, stop - start, *rest]."""
+        """Rows start .. stop of the case on the padded grid of the plan, normalised [C, n, *rest]."""
         whole = None
         if self.plan.ndim == 2 or self.corrupt is not None:  # a corruption is one of the whole image
             whole = self.image(case)
