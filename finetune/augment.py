@@ -18,7 +18,7 @@ from ..pretrain.views import ViewConfig, random_intensity, random_noise, random_
 from ..pretrain.views.draw import between, draw, log_between, per_sample, sometimes
 from .config import AugmentConfig
 
-_STREAM = "finetune"
+STREAM = "finetune"
 _BENDABLE = 0.2  # deviation of the structures, in normalised units (CT in HU has about 0.04, MR about 1)
 _NOISE = 0.15  # largest sigma, in deviations
 
@@ -49,16 +49,27 @@ def augment(
         scale=list(config.scale), shift=0.0, padding="reflection",
     )  # fmt: skip
     steps = None if spacing is None else torch.tensor(list(spacing)).expand(len(image), -1)
-    place = random_placement(image, geometry, seed, positions, spacing=steps, stream=_STREAM)
+    place = random_placement(image, geometry, seed, positions, spacing=steps, stream=STREAM)
     image = place.image(image)
     if labels is not None:
         labels = place.labels(labels)
+    return alter(image, positions, config, seed=seed, foreground=foreground), labels
+
+
+def alter(
+    image: Tensor,
+    positions: Tensor,
+    config: AugmentConfig,
+    *,
+    seed: int,
+    foreground: Sequence[float] | None = None,
+) -> Tensor:
+    """Draw and apply brightness, contrast, gamma and noise alone; arguments as of `augment`."""
     image = _intensity(image, seed, positions, config.intensity, foreground)
-    image = random_noise(
+    return random_noise(
         image, seed, positions, sigma=_NOISE * (foreground[1] if foreground else 1.0),
-        probability=config.noise, stream=f"{_STREAM}:noise",
+        probability=config.noise, stream=f"{STREAM}:noise",
     )  # fmt: skip
-    return image, labels
 
 
 def _intensity(
@@ -70,7 +81,7 @@ def _intensity(
     normalised range is a matter of taste in MR but 200 HU in CT, six times what tells lesion from liver.
     Gamma bends the whole range and is left out where the structures fill little of it, as in CT.
     """
-    stream = f"{_STREAM}:intensity"
+    stream = f"{STREAM}:intensity"
     if foreground is None:
         return random_intensity(x, seed, positions, probability=probability, stream=stream)
     mean, deviation = foreground
