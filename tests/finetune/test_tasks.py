@@ -109,28 +109,6 @@ def test_whole_cases_come_back_on_their_own_grid(
     assert (found == reference).mean() > (0.995 if spacing == "null" else 0.85)
 
 
-def test_slabs_give_what_the_whole_gives_and_mirroring_is_undone(
-    volumes: Path, task_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = task_of(volumes, "patch=[8,16,16]")
-    case = task.cases["test"][0]
-    network, device = Threshold(levels_of(task, case)), torch.device("cpu")
-    whole = task.predict(network, case, device)
-    assert np.array_equal(task.predict(network, case, device, mirror=True), whole)
-    monkeypatch.setattr(task, "_slab_rows", lambda case: 5)
-    assert np.array_equal(task.predict(network, case, device), whole)
-
-
-def test_the_slab_bound_follows_the_budget(volumes: Path, task_of: Callable[..., Any]) -> None:
-    task = task_of(volumes)
-    case = task.cases["test"][0]
-    wide = {**case.meta, "shape": [1, 4000, 512, 512]}
-    large = type(case)(case.ref, wide)
-    rows = task._slab_rows(large)
-    assert task.plan.patch[0] <= rows < 4000
-    assert rows * 512 * 512 * 4 * task.record.outputs < task.plan.budget_gib * 2**30
-
-
 def test_training_boxes_lie_inside_and_classes_weigh_alike(
     pictures: Path, task_of: Callable[..., Any]
 ) -> None:
