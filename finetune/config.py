@@ -19,7 +19,9 @@ from ..data.errors import ConfigError, nearest
 from ..pretrain.schedules import RATES
 from .record import TaskRecord
 
-PROTOCOLS = ("full", "sawtooth", "unfreeze", "lora", "linear", "logistic", "frozen")  # see protocols/
+PROTOCOLS = (
+    "full", "sawtooth", "unfreeze", "lora", "linear", "attentive", "logistic", "knn", "frozen"
+)  # see protocols/  # fmt: skip
 # Rates of the linear grid at a batch of 256, as DINOv2's (arXiv 2304.07193, appendix B.3).
 _RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 ARMS = ("pretrained", "scratch", "random")
@@ -77,6 +79,7 @@ class ProbeConfig:
     temperature: float = 0.07  # knn: a neighbour's vote is exp(cosine / temperature)
     # linear on images: peak rates of SGD at a batch of 256, of which validation chooses
     rates: list[float] = field(default_factory=lambda: [*_RATES])
+    attentive_rates: list[float] = field(default_factory=lambda: [3e-4, 1e-3, 3e-3])  # of AdamW, likewise
     heads: int = 8  # attentive: heads of the cross-attention, fewer where the width does not divide
 
 

@@ -50,6 +50,7 @@ class FrozenProbe(nn.Module):
 
     encoder: Encoder
     reads: str = "summary"
+    settled: bool = False  # `answer` gives predictions, and not what a task's `activate` takes
 
     def described(self, x: Tensor) -> Tensor:
         """Rows [B, ...] of normalised images [B, C, *spatial]; depends on the encoder alone."""

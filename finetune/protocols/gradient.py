@@ -17,6 +17,7 @@ import pickle
 import time
 from collections.abc import Collection
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -223,14 +224,8 @@ class _Run:
 
     def resume(self) -> None:
         """Continue from last.ckpt where there is a readable one; a damaged one starts the arm again."""
-        path = self.folder / CHECKPOINT
-        if not path.is_file():
-            return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            logger.warning("%s is damaged (%s): this arm starts again", path, type(error).__name__)
-            path.unlink()
+        state = read_checkpoint(self.folder / CHECKPOINT)
+        if state is None:
             return
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -239,6 +234,18 @@ class _Run:
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
         self.best_state, self.rows, self._sums = state["best_state"], state["rows"], state["sums"]
         logger.info("%s: continues at step %d", self.folder, self.step)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The state of an arm's last.ckpt; None where there is none, or a damaged one, which is then removed."""
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        logger.warning("%s is damaged (%s): this arm starts again", path, type(error).__name__)
+        path.unlink()
+        return None
 
 
 def _workers(config: FinetuneConfig, device: torch.device) -> int:

@@ -8,7 +8,7 @@ is measured; they share the networks, the reading of images and the frozen featu
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..augment import augment
 from ..data import Case
 from ..features import frozen
 from ..heads import Classifier, FrozenProbe, LinearClassifier
+from ..probes import Attentive, LinearProbe, Neighbours
 from .base import Task, resized
 
 
@@ -107,7 +108,7 @@ class WholeImages(Task):
 class ImageTask(WholeImages):
     """What is abstract here, and `rows` and `set_metrics`, is a kind's own."""
 
-    heads = ("full", "linear", "logistic")
+    heads = ("full", "linear", "attentive", "logistic", "knn")
 
     @property
     def outputs(self) -> int:
@@ -141,9 +142,15 @@ class ImageTask(WholeImages):
         """Targets [N, ...] as predictions that are sure of them, float64 [N, K]: a neighbour's vote."""
 
     def network(self, encoder: Encoder, head: str) -> nn.Module:
-        """A trainable layer on the descriptor, or one that `protocols.logistic` fills."""
+        """A trainable layer on the descriptor, or a probe of frozen features."""
         if head == "logistic":
             return LinearClassifier(encoder, self.outputs)
+        if head == "linear":
+            return LinearProbe(encoder, self.outputs)
+        if head == "attentive":
+            return Attentive(encoder, self.outputs, self.config.probe.heads)
+        if head == "knn":
+            return Neighbours(encoder)
         return Classifier(encoder, self.outputs, self.config.head.dropout)
 
     def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -159,15 +166,21 @@ class ImageTask(WholeImages):
         self, network: nn.Module, cases: Sequence[Case], device: torch.device, *, mirror: bool = False
     ) -> Iterator[np.ndarray]:
         """What `activate` gives, float64 [K] a case; `mirror` is of no use here."""
+        read = self.reader(network)
         if isinstance(network, FrozenProbe) and self.config.features and self.corrupt is None:
             rows = torch.from_numpy(self.features(network, cases, device)).to(device)
             network.eval()
             with torch.no_grad():
                 for part in rows.split(self.plan.batch):
-                    yield from self.activate(network.answer(part).float()).double().cpu().numpy()
+                    yield from read(network.answer(part).float()).double().cpu().numpy()
             return
         for images in self.evaluated(network, cases, device):
-            yield from self.activate(network(images).float()).double().cpu().numpy()
+            yield from read(network(images).float()).double().cpu().numpy()
+
+    def reader(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
+        """From what the network puts out to what is scored: `activate`, unless it is that already."""
+        settled = isinstance(network, FrozenProbe) and network.settled
+        return (lambda outputs: outputs) if settled else self.activate
 
 
 def logistic_weights(x: np.ndarray, positive: np.ndarray, strength: float) -> tuple[np.ndarray, float]:

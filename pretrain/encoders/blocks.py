@@ -70,10 +70,11 @@ def run_blocks(
 
 def run_block(block: nn.Module, x: Tensor, rope: Tensor | None = None, only: Tensor | None = None) -> Tensor:
     """One block of timm, with stochastic depth that skips what it drops; `only` as in `run_blocks`."""
+    if only is not None and not takes_only(block):
+        return select(run_block(block, x, rope), only)
     parts = _parts(block)
-    if parts is None or (only is not None and not takes_only(block)):
-        x = block(x) if rope is None else block(x, rope=rope)
-        return x if only is None else select(x, only)
+    if parts is None:
+        return block(x) if rope is None else block(x, rope=rope)
     for part, drop in parts:
         rate = float(getattr(drop, "drop_prob", 0.0)) if block.training else 0.0
         x = add_part(x, part, rate, rope, only)
