@@ -44,7 +44,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], arm: str, *, label: s
     told = "; ".join(
         f"said {number(r['probability'], 2)} true {number(r['right'], 2)} n {int(r['n'])}" for r in bins
     )
-    return svg(width, base + _BARS + _FLOOR, f"{label}: {told}", parts)
+    return svg(width, base + _BARS + _FLOOR, f"{label}: {told}", parts, kind="chart square")
 
 
 def _axes(sx: Scale, sy: Scale, base: float) -> list[str]:

@@ -25,14 +25,14 @@ def calibration(evaluations: Sequence[Evaluation]) -> str:
         figures = "".join(_figure(evaluation, arm, found[arm]) for arm in sorted(found, key=arm_order))
         body += f'<h3>{escape(evaluation.task)}</h3><div class="figures">{figures}</div>'
     lead = (
-        "A point is a bin of decisions: how probable they were said to be, and how many were right, with a 95 % "
-        "interval over subjects; bars count them. On the diagonal, 0.8 means right in 8 of 10. A slope of 1 is "
-        "right, below it probabilities are too extreme, above it too timid."
+        "A point is a bin of decisions: how probable they were said to be, and how many were right, with a "
+        "95 % interval over subjects; bars count them. On the diagonal, 0.8 means right in 8 of 10. A slope "
+        "of 1 is right, below it probabilities are too extreme, above it too timid."
     )
     if any(e.kind == "classification" for e in evaluations):
         lead += (
-            " Classification weights its classes by their rarity, which costs calibration and leaves the slope "
-            "as it is."
+            " Classification weights its classes by their rarity, which costs calibration and leaves the "
+            "slope as it is."
         )
     return section("calibration", "Do the probabilities hold?", lead, body)
 

@@ -17,8 +17,8 @@ def subgroups(evaluations: Sequence[Evaluation]) -> str:
     """A table for each task whose metadata tell groups apart."""
     body = "".join(_table(evaluation) for evaluation in evaluations)
     lead = (
-        "Scores of groups of test subjects with 95 % intervals, and how far each group lies from all others of "
-        "the pretrained arm. Nothing here is corrected for the number of groups, and groups differ in more than "
+        "Scores of groups of test subjects with 95 % intervals, and how far each group lies from all others "
+        "(first arm). Nothing here is corrected for the number of groups, and groups differ in more than "
         "their name; a group of fewer than five subjects is counted, not scored."
     )
     return section("subgroups", "For whom does it hold?", lead, body)

@@ -34,7 +34,7 @@ _DRAWS = 2000
 _NAMES = {
     "sex": ("sex", "gender", "patientsex", "patientgender"),
     "scanner": ("scanner", "scannermodel", "manufacturer", "vendor", "device", "camera"),
-    "site": ("site", "center", "centre", "hospital", "institution", "clinic"),
+    "site": ("site", "center", "centre", "hospital", "institution", "clinic", "source", "cohort"),
 }
 _SEXES = {"m": "male", "male": "male", "man": "male", "f": "female", "female": "female", "woman": "female"}
 _SEXES |= {"o": "other", "other": "other"}
@@ -174,6 +174,5 @@ def _sorted(variable: str, groups: np.ndarray) -> list[str]:
     if variable == "age":
         present = set(groups.tolist())
         return [name for _, name in BANDS if name in present]
-    return [
-        name for name, _ in sorted(Counter(groups.tolist()).items(), key=lambda item: (-item[1], item[0]))
-    ]
+    size = Counter(groups.tolist())
+    return sorted(size, key=lambda name: (-size[name], name))

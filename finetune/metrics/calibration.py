@@ -1,8 +1,8 @@
 """Whether probabilities mean what they say: reliability bins, expected calibration error, calibration slope.
 
 A decision is what is held against its probability: the most probable class of an image (Guo et al. 2017,
-arXiv:1706.04599), or, where several findings may apply, the presence of each finding that is known. The bins of
-`reliability` are those of `ece`, so the diagram and the number cannot disagree.
+arXiv:1706.04599), or, where several findings may apply, the presence of each finding that is known. Diagram
+and expected error share their bins, so they cannot disagree.
 
 The slope is that of logistic recalibration: the b in softmax(a_k + b log p_k), fitted to the truth by maximum
 likelihood (Cox 1958 for two classes; van Hoorde et al. 2014, doi:10.1016/j.jclinepi.2013.10.020, with one
@@ -110,7 +110,7 @@ def _slopes(truth: np.ndarray, score: np.ndarray, matrix: np.ndarray) -> np.ndar
 
 def _newton(truth: np.ndarray, log_p: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Maximum likelihood by Newton's method for all rows at once; parameters are b and a_1 .. a_(K-1)."""
-    rows, (cases, classes) = len(weights), log_p.shape
+    rows, classes = len(weights), log_p.shape[1]
     weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), _FLOOR)
     wanted = np.eye(classes)[truth]
     present = (weights @ wanted > 0).sum(axis=1)

@@ -58,7 +58,7 @@ def classification(seed: int = 0, subjects: int = 60) -> tuple[Any, CaseTable]:
     truth = np.array([c.label for c in cases])
     women = np.array([c.meta["labels"]["sex"] == "F" for c in cases])
     good = np.clip(
-        0.5 + np.where(women, 0.3, 0.02) * (2 * truth - 1) + rng.normal(0, 0.12, len(cases)), 0.01, 0.99
+        0.5 + np.where(women, 0.12, 0.01) * (2 * truth - 1) + rng.normal(0, 0.12, len(cases)), 0.01, 0.99
     )
     table = CaseTable()
     for arm, p in (("pretrained", good), ("scratch", rng.random(len(cases)))):
@@ -119,7 +119,8 @@ def test_values_of_cases_are_averaged_after_structures() -> None:
             missing = structure == "lesion" and n > 3
             table.rows.append({
                 "arm": "pretrained", "metric": "dice", "structure": structure, "subject": c.subject,
-                "value": float("nan") if missing else base + 0.2 * (n % 2), "status": "excluded" if missing else "ok",
+                "value": float("nan") if missing else base + 0.2 * (n % 2),
+                "status": "excluded" if missing else "ok",
             })  # fmt: skip
     task: Any = SimpleNamespace(
         cases={"test": cases}, structures=["organ", "lesion"], set_metrics={},
