@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("finetune", "fine-tune an encoder on a held-out task, beside the from-scratch baseline"),
     "evaluate": ("evaluate", "score a fine-tuned run on its test split: per-case table and report"),
     "predict": ("predict", "new images through a fine-tuned run: NIfTI, DICOM SEG or PNG label maps, CSV"),
+    "benchmark": ("benchmark", "encoders x tasks x protocols x seeds as one grid, with a leaderboard"),
     "report": ("report", "put pretraining runs and evaluations on one HTML page"),
     "demo": ("demo", "the whole way on the built-in phantoms, in minutes on two CPU cores"),
 }

@@ -1,0 +1,181 @@
+"""The leaderboard: one HTML file, made from the folders of the cells alone, in the style of the report.
+
+Whatever is asked of it, no score is printed without its leakage statement: such a cell is listed as withheld.
+Beside the page: scores.csv (one row an encoder, protocol, share and task) and cells.csv (one row a cell, with
+its cost), so that nobody has to read numbers off a page.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from ...data.atomic import write_text
+from ..charts import number
+from ..report_sections import shown
+from ..verdict import info
+from .config import BenchmarkConfig
+from .grid import grid
+from .results import Entry, Results, read_results, tasks_of
+from .sections import boards, costs, curves, failures, leakage, made, tasks, worst
+from .standing import Standing, standings
+
+PAGE, SCORES, CELLS = "leaderboard.html", "scores.csv", "cells.csv"
+_HERE = Path(__file__).parent.parent
+_STYLE = """
+td.score { white-space: nowrap; } td.score span { display: block; color: var(--soft); font-size: 13px; }
+td.score b { font-weight: 600; } td.score b.better { color: var(--better); }
+td.score b.worse { color: var(--worse); }
+td.score b.leaked { color: var(--bad); } td.none { color: var(--soft); }
+.baseline { color: var(--soft); font-weight: 400; }
+.panels svg.chart { min-width: min(420px, 86vw); }
+"""
+
+
+def write_page(config: BenchmarkConfig) -> Path:
+    """Read the cells, write the page and the tables, and return the page's path."""
+    results = read_results(config.folder, grid(config))
+    table = standings(results)
+    write_text(config.folder / SCORES, _csv(score_rows(results)))
+    write_text(config.folder / CELLS, _csv(cell_rows(results)))
+    path = config.folder / PAGE
+    write_text(path, render(config, results, table))
+    return path
+
+
+def render(config: BenchmarkConfig, results: Results, table: Sequence[Standing]) -> str:
+    """The page as text."""
+    sections = [
+        boards(table, results), curves(results), tasks(results), leakage(results), worst(results, table),
+        costs(results), failures(results), made(config, results),
+    ]  # fmt: skip
+    limits = "".join(f"<li>{escape(line)}</li>" for line in _limits(config, results))
+    return Template((_HERE / "report.html").read_text(encoding="utf-8")).substitute(
+        title="medloom benchmark",
+        css=(_HERE / "report.css").read_text(encoding="utf-8").strip() + _STYLE,
+        verdict=escape(verdict(table)),
+        limits=f'<ul class="limits">{limits}</ul>' if limits else "",
+        facts=_facts(results),
+        sections="\n".join(part for part in sections if part),
+    )
+
+
+def verdict(table: Sequence[Standing]) -> str:
+    """Who stands first, protocol by protocol, and whether the order is firm."""
+    sentences = []
+    for standing in table:
+        where = f"{standing.protocol}, {100 * standing.fraction:g} % of the labels"
+        tasks_told = f"{len(standing.tasks)} task" + ("s" if len(standing.tasks) > 1 else "")
+        if len(standing.ranks) < 2:
+            continue
+        first, second = standing.ranks[:2]
+        if first.rank == second.rank:
+            same = [rank.method for rank in standing.ranks if rank.rank == first.rank]
+            sentences.append(f"{where}: no difference between {', '.join(same)} over {tasks_told}")
+            continue
+        firm = first.high < second.low
+        sentences.append(
+            f"{where}: {first.method} has the best mean rank over {tasks_told}, {number(first.rank, 2)} "
+            f"before {second.method} with {number(second.rank, 2)}"
+            + ("" if firm else ", an order that other patients might turn around")
+        )
+    return "; ".join(sentences) + "." if sentences else "There are no two encoders to compare yet."
+
+
+def score_rows(results: Results) -> list[dict[str, Any]]:
+    """Rows of scores.csv."""
+    return [
+        {
+            "task": entry.task, "encoder": entry.encoder, "arm": entry.arm, "protocol": entry.protocol,
+            "fraction": entry.fraction, "metric": entry.metric, "mean": entry.mean, "low": entry.low,
+            "high": entry.high, "seeds": len(entry.results), "leakage": entry.leakage,
+        }
+        for entry in results.entries.values()
+    ]  # fmt: skip
+
+
+def cell_rows(results: Results) -> list[dict[str, Any]]:
+    """Rows of cells.csv: finished cells with their cost, others with their reason."""
+    rows = []
+    for entry in results.entries.values():
+        for result in entry.results:
+            seconds = result.cost.get("seconds") or {}
+            rows.append({
+                "cell": result.cell.name, "status": "done", "fit_seconds": seconds.get("fit"),
+                "score_seconds": seconds.get("score"), "memory_mb": result.cost.get("memory_mb"),
+                "accelerator_mb": result.cost.get("accelerator_mb"), "reason": "",
+            })  # fmt: skip
+    empty = dict.fromkeys(("fit_seconds", "score_seconds", "memory_mb", "accelerator_mb"))
+    for failure in results.failures:
+        told = {"cell": failure.cell.name, "status": failure.kind}
+        rows.append({**told, **empty, "reason": shown(failure.reason)})
+    return rows
+
+
+def summary_rows(results: Results) -> list[dict[str, Any]]:
+    """Rows for the terminal: one an encoder and protocol, one column a task."""
+    names = tasks_of(results.entries.values())
+    rows: dict[tuple[str, str, float], dict[str, Entry]] = {}
+    for entry in results.entries.values():
+        rows.setdefault((entry.encoder, entry.protocol, entry.fraction), {})[entry.task] = entry
+    return [
+        {"encoder": encoder, "protocol": protocol, "labels": f"{100 * fraction:g} %"}
+        | {task: _brief(found.get(task)) for task in names}
+        for (encoder, protocol, fraction), found in rows.items()
+    ]
+
+
+def _brief(entry: Entry | None) -> str:
+    if entry is None:
+        return "–"
+    digits = info(entry.metric).digits
+    told = f"{number(entry.mean, digits)} ({number(entry.low, digits)} to {number(entry.high, digits)})"
+    return told if entry.leakage == "clean" else f"{told} {entry.leakage}"
+
+
+def _limits(config: BenchmarkConfig, results: Results) -> list[str]:
+    lines = []
+    left_out = [name for name in ("random", "scratch") if name not in config.baselines]
+    if left_out:
+        lines.append(f"The baselines {' and '.join(left_out)} were switched off.")
+    leaked = sorted({(e.encoder, e.task) for e in results.entries.values() if e.leakage == "leaked"})
+    if leaked:
+        told = "; ".join(f"{encoder} on {task}" for encoder, task in leaked)
+        lines.append(f"Leaked, and so without a rank there: {told}.")
+    waiting = [failure for failure in results.failures if failure.kind == "open"]
+    if waiting:
+        lines.append(f"{len(waiting)} cells are not done yet; ranks will change.")
+    if len(config.seeds) < 3:
+        lines.append(f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}: "
+                     "intervals hold little of what training itself varies.")  # fmt: skip
+    return lines
+
+
+def _facts(results: Results) -> str:
+    entries = list(results.entries.values())
+    done = sum(len(entry.results) for entry in entries)
+    seconds = sum(
+        sum((result.cost.get("seconds") or {}).values()) for entry in entries for result in entry.results
+    )
+    facts = {
+        "Encoders": len({entry.encoder for entry in entries if entry.arm == "pretrained"}),
+        "Tasks": len({entry.task for entry in entries}),
+        "Cells": f"{done} of {done + len(results.failures)}",
+        "Hours of the cells": number(seconds / 3600, 2),
+    }
+    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
