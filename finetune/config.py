@@ -26,6 +26,7 @@ PROTOCOLS = (
 _RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 ARMS = ("pretrained", "scratch", "random")
 DIMS = ("slices", "inflate")
+DECODERS = ("unet", "unetr", "linear")  # see decoders.py
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -89,7 +90,14 @@ class HeadConfig:
 
     width: int = 16  # segmentation: channels at full resolution; doubled per level up to `most`
     most: int = 128  # largest number of channels of the decoder
+    decoder: str = "unet"  # segmentation: unet | unetr (plain transformers) | linear; see decoders.py
+    deep_supervision: int = 0  # segmentation: coarser outputs that are trained too, each with half the weight
     dropout: float = 0.1  # classification: before the last layer
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            hint = nearest(self.decoder, DECODERS)
+            raise ConfigError(f"head.decoder: unknown decoder {self.decoder!r}{hint}")
 
 
 @dataclass

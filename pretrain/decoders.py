@@ -25,7 +25,7 @@ from .encoders.base import Encoder, Features
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 SMOOTH = {2: "bilinear", 3: "trilinear"}
-_TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 class Level(NamedTuple):
@@ -56,7 +56,7 @@ class PixelDecoder(nn.Module):
         self.unet: UNet | None = None
         if all(level.stride == self.patch_size for level in levels):
             # A transposed convolution of kernel = stride is the linear layer and the unpatchifying in one.
-            linear = _TRANSPOSED[ndim](
+            linear = TRANSPOSED[ndim](
                 levels[-1].channels, channels_out, self.patch_size, stride=self.patch_size
             )
             nn.init.trunc_normal_(linear.weight, std=0.02)
@@ -122,16 +122,25 @@ class UNet(nn.Module):
         details: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
         """[B, outputs, *spatial] from the pyramid; `details`: number of a stride -> [B, channels, *size]."""
+        return self.head(self.ascend(pyramid, spatial, details)[-1])
+
+    def ascend(
+        self,
+        pyramid: Sequence[Tensor],
+        spatial: Sequence[int],
+        details: Mapping[int, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Maps of the decoder, coarse to fine, the last at full resolution: each [B, channels, *size]."""
         sizes = self.sizes(spatial)
         mode = SMOOTH[len(spatial)]
         skips = self._laterals(pyramid, sizes) | dict(details or {})
         last = len(sizes) - 1
-        y = skips[last]
+        maps = [skips[last]]
         for narrow, block, index in zip(self.narrow, self.steps, range(last - 1, -1, -1), strict=True):
             # Narrowed before it is enlarged: the same function of the input at an eighth of the cost in 3D.
-            y = functional.interpolate(narrow(y), size=sizes[index], mode=mode, align_corners=False)
-            y = block(torch.cat([y, skips[index]], dim=1) if index in skips else y)
-        return self.head(y)
+            y = functional.interpolate(narrow(maps[-1]), size=sizes[index], mode=mode, align_corners=False)
+            maps.append(block(torch.cat([y, skips[index]], dim=1) if index in skips else y))
+        return maps
 
     def _laterals(self, pyramid: Sequence[Tensor], sizes: Sequence[tuple[int, ...]]) -> dict[int, Tensor]:
         """Join the pyramid's maps by stride and project them: index -> [B, channels[index], *size]."""

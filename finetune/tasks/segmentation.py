@@ -25,7 +25,7 @@ from ...data.normalise import intensity
 from ...pretrain.encoders.base import Encoder
 from ..augment import augment
 from ..data import Case, TaskData
-from ..heads import LinearSegmenter, Segmenter
+from ..decoders import LinearSegmenter, Segmenter, decoder, deep_loss
 from ..metrics import CaseRow, segmentation_case
 from ..windows import interpolate_rows, resized_rows, rows_between, sliding_rows
 from .base import Member, Task, resized
@@ -44,12 +44,10 @@ class Segmentation(Task):
         """One linear layer on the tokens, or the convolutional decoder."""
         if head == "linear":
             return LinearSegmenter(encoder, self.record.outputs)
-        size = self.config.head
-        return Segmenter(
+        return decoder(
             encoder,
             self.record.outputs,
-            width=size.width,
-            most=size.most,
+            self.config.head,
             foreground=self.plan.foreground,
             ndim=self.plan.ndim,
         )
@@ -111,7 +109,10 @@ class Segmentation(Task):
         return np.ascontiguousarray(image), np.ascontiguousarray(labels)
 
     def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Cross-entropy and soft Dice of the structures, over the whole batch (V-Net, arXiv 1606.04797)."""
+        """Cross-entropy and soft Dice of the structures, over the whole batch (V-Net, arXiv 1606.04797).
+
+        With deep supervision, of the coarser outputs too.
+        """
         from monai.losses.dice import DiceCELoss
 
         image, labels = augment(
@@ -122,7 +123,8 @@ class Segmentation(Task):
         assert labels is not None
         # Over the batch: a crop without a structure would otherwise have a Dice of zero in any case.
         criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-        return criterion(network(image).float(), labels[:, None])
+        assert isinstance(network, Segmenter | LinearSegmenter)
+        return deep_loss(criterion, network.scales(image), labels[:, None])
 
     def validate(self, network: nn.Module, device: torch.device) -> dict[str, float]:
         """Mean Dice over structures and cases; pairs in which both are empty are left out."""
