@@ -131,6 +131,8 @@ class FinetuneConfig:
     arm: str | None = None  # pretrained, scratch or random: this alone (a grid's cells); None: see baseline
     seed: int = 0
     fraction: float = 1.0  # share of the training subjects that is used; smaller shares are nested in larger
+    shots: int | None = None  # instead: training subjects a class (in all, where there are no classes)
+    draw: int = 0  # which subjects these are; the same for every encoder, protocol and seed
     steps: int = 500  # optimiser steps of every arm
     batch_size: int | None = None  # global; None: planned (segmentation) or 32 (classification)
     patch: list[int] | None = None  # overrides the task record and the plan
@@ -172,6 +174,10 @@ class FinetuneConfig:
                 raise ConfigError(f"{key}: {share}: give a number in [0, 1)")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction: {self.fraction}: a share of the training subjects in (0, 1]")
+        if self.shots is not None and (self.shots < 1 or self.fraction < 1):
+            raise ConfigError(f"shots: {self.shots}: give at least 1, and no fraction beside it")
+        if self.draw < 0:
+            raise ConfigError(f"draw: {self.draw}: draws count from 0")
         if not 0 <= self.foreground <= 1:
             raise ConfigError(f"foreground: {self.foreground}: a probability in [0, 1]")
         if self.batch_size is not None and self.batch_size < 1:

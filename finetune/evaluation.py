@@ -30,7 +30,7 @@ from .config import FinetuneConfig
 from .data import prepare
 from .leakage import pretraining_shards, statement
 from .metrics import METRICS, EmptyPolicy
-from .run import ENCODER, arms, choose_device, load_arm, read_run
+from .run import ENCODER, arms, choose_device, load_arm, public_name, read_run
 from .scoring import CaseTable, arm_draws, arm_scores, comparisons
 from .subgroups import subgroup_scores
 from .tasks import TASKS, Task
@@ -137,7 +137,10 @@ def _summary(task: Task, table: CaseTable, split: str) -> dict[str, Any]:
         "protocol": config.protocol,
         "split": split,
         "seed": config.seed,
+        "encoder": public_name(config.encoder),
         "fraction": config.fraction,
+        "shots": config.shots,
+        "draw": config.draw,
         "steps": config.steps,
         "classes": record.names,
         "note": record.note,

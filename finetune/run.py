@@ -37,7 +37,7 @@ from .planner import Plan, fingerprint, make_plan
 from .protocols import PROTOCOLS, Outcome, Protocol, Session
 from .protocols.gradient import CHECKPOINT
 from .slices import fitted, restored
-from .splits import make_split, read_split, take_fraction, write_split
+from .splits import make_split, read_split, take_fraction, take_shots, write_split
 from .targets import check_split
 from .tasks import TASKS, Task
 from .tasks.segmentation import foreground_statistics
@@ -283,7 +283,11 @@ def _split(folder: Path, config: FinetuneConfig, data: TaskData) -> dict[str, st
         return split
     split = make_split(items, config.task.split, data.rank)
     train = [item for item in items if split[item.key] == "train"]
-    used = {item.key for item in take_fraction(train, config.fraction, config.seed)}
+    if config.shots:
+        taken = take_shots(train, config.shots, config.draw, data.rank)
+    else:
+        taken = take_fraction(train, config.fraction, config.draw, data.rank)
+    used = {item.key for item in taken}
     final = {key: part if part != "train" or key in used else "unused" for key, part in split.items()}
     check_split(config.task, data.cases, items, final)
     write_json(folder / "skipped.json", data.skipped)
@@ -328,11 +332,11 @@ def _provenance(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     if name.startswith(
         "random:"
     ):  # the record is that of the architecture's source: nothing of it was learnt
-        return {"source": _public(name)}
-    return dict(record) or {"source": _public(name)}
+        return {"source": public_name(name)}
+    return dict(record) or {"source": public_name(name)}
 
 
-def _public(name: str) -> str:
+def public_name(name: str) -> str:
     """An encoder's name without the folders of this machine."""
     kind, colon, rest = name.rpartition(":")
     return f"{kind}{colon}{Path(rest).name}"

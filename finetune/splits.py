@@ -70,8 +70,14 @@ def make_split(
     return {item.key: chosen[item.subject] for item in items}
 
 
-def take_fraction(items: Sequence[Item], fraction: float, seed: int) -> list[Item]:
+def take_fraction(
+    items: Sequence[Item], fraction: float, draw: int, rank: Mapping[str, int] | None = None
+) -> list[Item]:
     """The cases of a share of the subjects, at least one a class; a smaller share is a subset of a larger.
+
+    Args:
+        draw: number of the draw; the same one gives the same subjects to every encoder, protocol and seed.
+        rank: as in `make_split`.
 
     Raises:
         ConfigError: `fraction` is not in (0, 1].
@@ -80,9 +86,31 @@ def take_fraction(items: Sequence[Item], fraction: float, seed: int) -> list[Ite
         raise ConfigError(f"fraction: {fraction}: a share of the training subjects in (0, 1]")
     if fraction == 1:
         return list(items)
-    kept: set[str] = set()
-    for subjects in _groups(items, None, seed).values():
-        kept.update(subjects[: max(1, math.ceil(fraction * len(subjects) - 1e-9))])
+    groups = _groups(items, rank, draw)
+    sizes = {name: max(1, math.ceil(fraction * len(found) - 1e-9)) for name, found in groups.items()}
+    return _first(items, groups, sizes)
+
+
+def take_shots(
+    items: Sequence[Item], shots: int, draw: int, rank: Mapping[str, int] | None = None
+) -> list[Item]:
+    """The cases of `shots` subjects a class, or of all that it has; in all, where there are no classes.
+
+    Fewer shots are a subset of more, and of the fractions of the same draw that hold as many.
+
+    Raises:
+        ConfigError: `shots` is below 1.
+    """
+    if shots < 1:
+        raise ConfigError(f"shots: {shots}: give at least 1 subject a class")
+    groups = _groups(items, rank, draw)
+    return _first(items, groups, dict.fromkeys(groups, shots))
+
+
+def _first(
+    items: Sequence[Item], groups: Mapping[int, Sequence[str]], sizes: Mapping[int, int]
+) -> list[Item]:
+    kept = {subject for name, subjects in groups.items() for subject in subjects[: sizes[name]]}
     return [item for item in items if item.subject in kept]
 
 

@@ -9,9 +9,9 @@ Libraries disagree here because they mean different surfaces. Two are offered:
 
 Masks are cropped to their common bounding box. Two surfaces lie close together as a rule, so each point looks
 at the grid points around it, from the nearest outwards, for one of the other surface; what has found nothing
-within some 250 of them asks a k-d tree. Eleven organs of 512 x 512 x 200 voxels take 0.3 s, and 1.2 s with the
-tree alone (benchmarks/metrics.py); memory follows the box. Distances are computed from integer offsets, so
-they equal those of an exact distance transform.
+within some 250 of them asks a k-d tree. Eleven organs of 512 x 512 x 200 voxels take 0.3 s, with the tree
+alone 1.2 s (benchmarks/metrics.py); memory follows the box. Distances come from integer offsets, so they
+equal those of an exact distance transform.
 """
 
 from __future__ import annotations

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from medloom.data.errors import CollectionError, ConfigError
 from medloom.finetune.record import SplitRule
-from medloom.finetune.splits import Item, check_classes, make_split, read_split, take_fraction, write_split
+from medloom.finetune.splits import (
+    Item,
+    check_classes,
+    make_split,
+    read_split,
+    take_fraction,
+    take_shots,
+    write_split,
+)
 
 CLASSES = 3
 
@@ -79,13 +87,43 @@ def test_too_few_subjects_are_refused() -> None:
 
 def test_fractions_are_nested_by_subject_and_keep_every_class() -> None:
     cases = items(60)
-    kept = [{c.key for c in take_fraction(cases, f, seed=1)} for f in (0.01, 0.1, 0.5, 1.0)]
+    kept = [{c.key for c in take_fraction(cases, f, 1)} for f in (0.01, 0.1, 0.5, 1.0)]
     assert all(small <= large for small, large in pairwise(kept))
     assert len(kept[0]) == CLASSES * 3  # one subject a class, with all its images
     assert len(kept[2]) == 90
     assert kept[3] == {c.key for c in cases}
     with pytest.raises(ConfigError, match="fraction"):
-        take_fraction(cases, 0.0, seed=1)
+        take_fraction(cases, 0.0, 1)
+
+
+def test_shots_are_subjects_of_each_class_nested_and_inside_fractions() -> None:
+    cases = items(60)
+    kept = [{c.subject for c in take_shots(cases, k, 2)} for k in (1, 3, 5, 1000)]
+    assert all(small < large for small, large in pairwise(kept))
+    for subjects, k in zip(kept, (1, 3, 5), strict=False):
+        label = {c.subject: c.label for c in cases}
+        assert [sum(label[s] == name for s in subjects) for name in range(CLASSES)] == [k] * CLASSES
+    assert kept[3] == {c.subject for c in cases}
+    half = {c.subject for c in take_fraction(cases, 0.5, 2)}
+    assert kept[2] < half
+    with pytest.raises(ConfigError, match="at least 1"):
+        take_shots(cases, 0, 2)
+
+
+def test_draws_differ_and_go_by_the_rank_of_names_not_by_salted_keys() -> None:
+    first = items(60)
+    draws = [frozenset(c.subject for c in take_shots(first, 2, draw)) for draw in range(5)]
+    assert len(set(draws)) == 5
+    renamed = [Item(f"x{c.key}", f"salt{hash(c.subject)}", None, c.label) for c in first]
+    ranks = [
+        {c.subject: int(a.subject[1:]) for a, c in zip(first, side, strict=True)} for side in (first, renamed)
+    ]
+    for take in (lambda c, r: take_shots(c, 2, 1, r), lambda c, r: take_fraction(c, 0.1, 1, r)):
+        a, b = (
+            {side.index(c) for c in take(side, rank)}
+            for side, rank in zip((first, renamed), ranks, strict=True)
+        )
+        assert a == b
 
 
 def test_an_absent_class_is_named() -> None:
