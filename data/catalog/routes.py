@@ -168,8 +168,6 @@ def _no_task(catalog: Catalog, dataset: Dataset, tasks: Sequence[TaskHere]) -> s
         return ""
     if dataset.id == _UMBRELLA:
         return f"none: it is {len(catalog.medmnist)} sets, each with its own route"
-    if dataset.id in catalog.medmnist and "multi-label" in catalog.medmnist[dataset.id].task:
-        return "none: several findings an image (multi-label), and task records have no such kind yet"
     return "no record yet; write one from configs/tasks (docs/evaluation.md)"
 
 
