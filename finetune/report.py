@@ -20,6 +20,7 @@ from .report_inputs import Inputs, read_inputs
 from .report_sections import cases, leakage, results, section, worst
 from .report_subgroups import subgroups
 from .report_training import collection, environment, last, training
+from .robustness.page import robustness
 from .verdict import verdict
 
 _HERE = Path(__file__).parent
@@ -58,6 +59,7 @@ def render(inputs: Inputs, title: str) -> str:
         leakage(inputs.evaluations),
         _missing(inputs.missing),
         cases(inputs.evaluations),
+        robustness(inputs.evaluations),
         worst(inputs.evaluations),
         training(inputs.runs),
         collection(inputs.runs),

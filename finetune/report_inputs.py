@@ -59,6 +59,7 @@ class Evaluation:
     leakage: dict[str, Any] = field(default_factory=dict)
     worst: list[dict[str, Any]] = field(default_factory=list)  # value, arm, case, structure, metric, picture
     summary: dict[str, Any] = field(default_factory=dict)
+    robustness: dict[str, Any] = field(default_factory=dict)  # robustness.json, and its sheet as `picture`
 
     def score(self, arm: str, metric: str, structure: str) -> Score | None:
         """The score of an arm, if the evaluation has it."""
@@ -152,11 +153,21 @@ def _evaluation(path: Path, missing: list[str]) -> Evaluation | None:
         if image is not None and uri is None:
             missing.append(f"{result.task}: the picture {image.name} of a worst case cannot be read.")
         result.worst.append({**row, "picture": uri})
+    result.robustness = _robustness(folder / "robustness", missing)
     if not result.arms:
         missing.append(f"{label} holds no scores.")
     if not result.leakage:
         missing.append(f"{label} holds no leakage statement; its scores cannot be trusted without one.")
     return result
+
+
+def _robustness(folder: Path, missing: list[str]) -> dict[str, Any]:
+    """What a robustness study wrote; empty where there was none."""
+    path = folder / "robustness.json"
+    if not path.is_file():
+        return {}
+    found = _json(path, f"{folder.name}/{path.name}", missing)
+    return {**found, "picture": picture(folder / "sheet.png")} if found else {}
 
 
 def _score(row: dict[str, Any]) -> Score:

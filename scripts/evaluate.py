@@ -9,11 +9,22 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `medloom evaluate`."""
     parser.epilog = "example:\n  medloom evaluate runs/busi --pretrain-run runs/mae-2d"
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of `medloom finetune`")
+    parser.add_argument(
+        "run_folder", type=Path, nargs="+", metavar="RUN",
+        help="run folder of `medloom finetune`; several (fold=0 .. 4) are scored as one",
+    )  # fmt: skip
     parser.add_argument("--split", choices=("test", "val"), default="test", help="default: test")
     parser.add_argument("--out", type=Path, help="folder to write (default: RUN/evaluation)")
     parser.add_argument(
         "--pretrain-run", type=Path, action="append", default=[], help="pretraining run to show in the report"
+    )
+    robust = parser.add_argument_group("robustness", "score corrupted images too: see docs/robustness.md")
+    robust.add_argument("--robustness", action="store_true", help="35 to 50 further evaluations; resumes")
+    robust.add_argument("--corruptions", type=_words, help="such as blur,motion (default: by modality)")
+    robust.add_argument("--severities", type=_numbers, default=[1, 2, 3, 4, 5], help="default: 1,2,3,4,5")
+    parser.add_argument("--mirror", action="store_true", help="average segmentations over mirror images")
+    parser.add_argument(
+        "--save-predictions", action="store_true", help="write label maps in the geometry of the source"
     )
     parser.set_defaults(run=run)
 
@@ -26,12 +37,53 @@ def run(arguments: argparse.Namespace) -> int:
     with progress_bar() as progress:
         folder = evaluate(
             arguments.run_folder, split=arguments.split, out=arguments.out, progress=progress,
-            pretrain_runs=arguments.pretrain_run,
+            pretrain_runs=arguments.pretrain_run, mirror=arguments.mirror, save=arguments.save_predictions,
         )  # fmt: skip
+        if arguments.robustness or arguments.corruptions:
+            from ..finetune.robustness.study import study
+
+            study(
+                arguments.run_folder, folder, split=arguments.split, corruptions=arguments.corruptions,
+                severities=arguments.severities, pretrain_runs=arguments.pretrain_run, progress=progress,
+            )  # fmt: skip
     print_table(summary_rows(folder))
+    if arguments.robustness or arguments.corruptions:
+        print_table(robustness_rows(folder / "robustness" / "robustness.json"))
     say(f"cases:  {folder / 'cases.csv'}")
     say(f"report: {folder / 'report.html'}")
     return 0
+
+
+def robustness_rows(path: Path) -> list[dict[str, object]]:
+    """Rows `corruption, arm, loss, 95 % interval, of the clean score` of the task's first metric."""
+    import json
+
+    found = json.loads(path.read_text())
+    metric = found["metrics"][0]
+    rows = [{"corruption": "all", **row} for row in found["overall"]] + found["by_corruption"]
+    return [
+        {
+            "corruption": row["corruption"],
+            "arm": row["arm"],
+            f"loss of {metric}": _text(row["loss"]),
+            "95 % interval": f"{_text(row['loss_low'])} to {_text(row['loss_high'])}",
+            "of the clean score": "" if row["relative"] is None else f"{100 * row['relative']:.1f} %",
+        }
+        for row in rows
+        if row["metric"] == metric
+    ]
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in _words(text)]
 
 
 def summary_rows(folder: Path) -> list[dict[str, object]]:
