@@ -119,8 +119,10 @@ class FinetuneConfig:
     """A fine-tuning run. Numbers are global unless they say otherwise."""
 
     task: TaskRecord = MISSING
-    encoder: str = MISSING  # run folder, encoder folder, .safetensors, .ckpt, timm:NAME or random:PATH
-    out: str | None = None  # run folder; None: runs/<task>-<protocol>
+    encoder: str = (
+        MISSING  # run folder, encoder folder, .safetensors, .ckpt, timm:NAME, monai:NAME@FILE, random:ANY
+    )
+    out: str | None = None  # run folder; None: runs/<task>-<protocol>, and -fold<fold> behind it
     root: str | None = None  # folder of the source; None: MEDLOOM_DATA, then the record's own folder
     cache: str | None = None  # where task shards are kept; None: $XDG_CACHE_HOME/medloom/tasks
     features: str | None = None  # folder of the cache of frozen features (features.py); None: none is kept
@@ -133,6 +135,8 @@ class FinetuneConfig:
     fraction: float = 1.0  # share of the training subjects that is used; smaller shares are nested in larger
     shots: int | None = None  # instead: training subjects a class (in all, where there are no classes)
     draw: int = 0  # which subjects these are; the same for every encoder, protocol and seed
+    fold: int | None = None  # this of `folds` parts of train and val (by patient) validates; test stays
+    folds: int = 5
     steps: int = 500  # optimiser steps of every arm
     batch_size: int | None = None  # global; None: planned (segmentation) or 32 (classification)
     patch: list[int] | None = None  # overrides the task record and the plan
@@ -186,7 +190,8 @@ class FinetuneConfig:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.out) if self.out else Path("runs") / f"{self.task.name}-{self.protocol}"
+        fold = "" if self.fold is None else f"-fold{self.fold}"
+        return Path(self.out) if self.out else Path("runs") / f"{self.task.name}-{self.protocol}{fold}"
 
 
 def load_config(task: Path | str, dotlist: Sequence[str] = ()) -> FinetuneConfig:
@@ -217,6 +222,8 @@ def load_config(task: Path | str, dotlist: Sequence[str] = ()) -> FinetuneConfig
 def _absolute(encoder: str) -> str:
     """An encoder that names something on this disk, with its whole path; `random:` is kept in front."""
     prefix = "random:" if encoder.startswith("random:") else ""
+    if encoder.removeprefix(prefix).startswith("monai:"):
+        prefix += encoder.removeprefix(prefix).partition("@")[0] + "@"
     path = Path(encoder.removeprefix(prefix)).expanduser()
     return f"{prefix}{path.absolute()}" if path.exists() else encoder
 

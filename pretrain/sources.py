@@ -1,4 +1,4 @@
-"""Where encoder weights come from: an artefact, a run, a checkpoint, timm, a hub; each as plain tensors.
+"""Where encoder weights come from: an artefact, run, checkpoint, timm, MONAI, a hub; each as plain tensors.
 
 `read_source` gives the section that rebuilds the encoder, its tensors by artefact name, and its record.
 Nothing is ever unpickled: a training checkpoint is read with `weights_only=True`, other files are
@@ -21,6 +21,7 @@ from torch import Tensor
 from ..data.errors import CheckpointError, ConfigError, nearest
 from .encoders import ENCODERS, build_encoder
 from .encoders.timm_nets import RESERVED
+from .monai_source import read_monai
 
 FORMAT = 1
 WEIGHTS, RECORD, TIMM_CONFIG = "encoder.safetensors", "encoder.json", "config.json"
@@ -61,6 +62,8 @@ def read_source(text: str, *, weights: bool) -> tuple[dict[str, Any], dict[str, 
     """(encoder section, tensors by artefact name, encoder.json); no tensors without `weights`."""
     if text.startswith("timm:"):
         return _from_timm(text.removeprefix("timm:"), weights)
+    if text.startswith("monai:"):
+        return *read_monai(text.removeprefix("monai:"), weights=weights), {}
     path = _from_hub(text.removeprefix("hf:")) if text.startswith("hf:") else Path(text)
     if path.is_dir():
         found = [path / name for name in (RECORD, "last.ckpt", "previous.ckpt") if (path / name).is_file()]

@@ -74,9 +74,9 @@ def load_encoder(
 
     Args:
         name: a run folder or a folder with encoder.json or timm's config.json, a .safetensors file with its
-            .json beside it, a training .ckpt, `timm:NAME` (timm's weights), `hf:ORG/NAME[@REVISION]` (a
-            repository of the Hugging Face hub that holds one of these folders), or `random:NAME`, the
-            architecture of any of these with fresh weights.
+            .json beside it, a training .ckpt, `timm:NAME` (timm's weights), `monai:NAME@FILE` (the encoder of
+            MONAI's network), `hf:ORG/NAME[@REVISION]` (a repository of the Hugging Face hub that holds one of
+            these folders), or `random:NAME`, the architecture of any of these with fresh weights.
         in_channels: channels of the images it will get; the stem is adapted. None: as trained.
         strict: refuse missing and unused tensors.
         seed: of the fresh weights of `random:`.
