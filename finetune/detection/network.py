@@ -15,6 +15,7 @@ import torch
 from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
 from monai.apps.detection.networks.retinanet_network import RetinaNet
 from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
+from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
 from monai.networks.blocks.feature_pyramid_network import FeaturePyramidNetwork
 from torch import Tensor, nn
 
@@ -53,7 +54,7 @@ class BoxNetwork(RetinaNet):
         self.encoder = encoder
         generator = AnchorGeneratorWithAnchorShape(anchors.scales, anchors.shapes)
         detector = RetinaNetDetector(self, generator)
-        detector.set_atss_matcher(config.candidates, center_in_gt=False)
+        detector.proposal_matcher = Matcher(config.candidates, center_in_gt=False)
         detector.set_hard_negative_sampler(
             config.places, _POSITIVE, min_neg=config.places // 4, pool_size=_POOL_SIZE
         )
@@ -125,6 +126,27 @@ class BoxNetwork(RetinaNet):
         images = logits[0].new_zeros(1).expand(*shape)  # only its shape is looked at
         anchors = self.detector.anchor_generator(images, logits)
         return anchors, [one.shape[2:].numel() for one in logits]
+
+
+class Matcher(ATSSMatcher):
+    """ATSS, but no object goes without an anchor.
+
+    The adaptive threshold (mean and deviation of the candidates' overlaps) can lie above all of them where
+    there are few, as on a patch of small volumes: such an object gets the anchor that overlaps it most.
+    """
+
+    def compute_matches(
+        self,
+        boxes: Tensor,
+        anchors: Tensor,
+        num_anchors_per_level: Sequence[int],
+        num_anchors_per_loc: int,
+    ) -> tuple[Tensor, Tensor]:
+        overlap, matches = super().compute_matches(boxes, anchors, num_anchors_per_level, num_anchors_per_loc)
+        for index in range(len(boxes)):
+            if not (matches == index).any():
+                matches[overlap[index].argmax()] = index
+        return overlap, matches
 
 
 class Neck(nn.Module):

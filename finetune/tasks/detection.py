@@ -64,9 +64,10 @@ class Detection(Task):
         sides = np.concatenate(on_grid) if on_grid else np.zeros((0, plan.ndim))
         if not len(sides):
             raise CollectionError(f"task {config.task.name}: no training case has a box: change the split")
+        labels = np.concatenate([data.boxes[case.key].labels for case in train])
         own = [level.stride for level in pyramid_levels(encoder, plan.ndim)]
         size = config.detection
-        anchors = plan_anchors(sides, own, plan.patch, levels=size.levels, shapes=size.anchors)
+        anchors = plan_anchors(sides, labels, own, plan.patch, levels=size.levels, shapes=size.anchors)
         foreground = None if plan.ndim == 2 else list(_inside(data, train))
         return dataclasses.replace(plan, anchors=anchors._asdict(), foreground=foreground)
 
