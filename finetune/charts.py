@@ -56,7 +56,7 @@ def line_chart(series: Sequence[Series], *, label: str, x_label: str = "step", d
     x_ticks = [t for t in ticks(0.0, float(xs.max()), 3) if t <= xs.max()]
     sx = Scale(0.0, float(xs.max()), left, width - right)
     sy = Scale(y_ticks[0], y_ticks[-1], height - bottom, top)
-    parts = [_grid(y_ticks, sy, left, width - right), *_x_axis(x_ticks, sx, height - bottom, x_label)]
+    parts = [grid(y_ticks, sy, left, width - right), *_x_axis(x_ticks, sx, height - bottom, x_label)]
     ends = spread([sy(float(y[-1])) for _, _, y in lines], 13.0, top, height - bottom)
     for (s, x, y), text, end in zip(lines, labels, ends, strict=True):
         points = " ".join(f"{sx(a):.1f},{sy(b):.1f}" for a, b in zip(x, y, strict=True))
@@ -115,7 +115,7 @@ def paired_dots(
     sx = Scale(-0.5, len(pairs) - 0.5, left, width - right)
     sy = Scale(y_ticks[0], y_ticks[-1], height - bottom, top)
     size = max(1.5, min(4.0, 130 / len(pairs)))
-    parts = [_grid(y_ticks, sy, left, width - right)]
+    parts = [grid(y_ticks, sy, left, width - right)]
     for index, pair in enumerate(pairs):
         x, a, b = sx(index), sy(pair.first), sy(pair.second)
         change = "rise" if pair.first > pair.second else "fall"
@@ -212,7 +212,8 @@ class Scale:
         return self.start + (float(value) - self.low) / span * (self.stop - self.start)
 
 
-def _grid(values: Sequence[float], scale: Scale, left: float, right: float) -> str:
+def grid(values: Sequence[float], scale: Scale, left: float, right: float) -> str:
+    """Horizontal lines at round values, with the values beside them."""
     digits = 0 if len(values) < 2 else max(0, min(6, -math.floor(math.log10(values[1] - values[0]) + 1e-9)))
     if len(values) > 1 and not math.isclose(round(values[1] - values[0], digits), values[1] - values[0]):
         digits += 1  # steps of 2.5

@@ -3,8 +3,8 @@
 Demsar 2006 (JMLR 7, sections 3.2 and 4): methods are ranked within each task, ranks are averaged over tasks,
 Friedman's test says whether there is any difference, and a clique joins methods that are not told apart. Two
 ways to find cliques: Nemenyi, for which any two mean ranks closer than one critical distance are alike, and
-Wilcoxon signed-rank tests of all pairs over tasks with Holm's correction (Benavoli et al. 2016, JMLR 17), which
-do not let the presence of a third method decide over two.
+Wilcoxon signed-rank tests of all pairs over tasks with Holm's correction (Benavoli et al. 2016, JMLR 17), in
+which a third method does not decide over two.
 
 Tasks are what is sampled here, not patients: with five tasks no pair can ever be significant by Wilcoxon
 (smallest p 0.06), and the diagram then says so with one line under all. `ranking.py` tests within tasks.

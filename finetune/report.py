@@ -9,13 +9,16 @@ is no script. Missing files cost their part of the page, never the page: a secti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from string import Template
 
 from ..data.atomic import write_text
 from .charts import number
+from .curves import beside, curves
 from .report_calibration import calibration
+from .report_curves import label_curves
 from .report_inputs import Inputs, read_inputs
 from .report_sections import cases, leakage, results, section, worst
 from .report_subgroups import subgroups
@@ -50,10 +53,14 @@ def write_report(
 
 def render(inputs: Inputs, title: str) -> str:
     """The page as text."""
+    found = curves(inputs.evaluations)
+    # What belongs to a curve is told there: one run of it, with the most labels, also has tables of its own.
+    inputs = replace(inputs, evaluations=beside(found, inputs.evaluations))
     sentences = verdict(inputs.evaluations)
     limits = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences[1:])
     sections = [
         results(inputs.evaluations),
+        label_curves(found),
         subgroups(inputs.evaluations),
         calibration(inputs.evaluations),
         leakage(inputs.evaluations),

@@ -14,6 +14,9 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
 
 MOST_PIXELS = 1400  # longest side of an embedded picture
 
@@ -59,6 +62,7 @@ class Evaluation:
     leakage: dict[str, Any] = field(default_factory=dict)
     worst: list[dict[str, Any]] = field(default_factory=list)  # value, arm, case, structure, metric, picture
     summary: dict[str, Any] = field(default_factory=dict)
+    draws: dict[str, np.ndarray] = field(default_factory=dict)  # `arm|metric` -> bootstrap draws [R]
     robustness: dict[str, Any] = field(default_factory=dict)  # robustness.json, and its sheet as `picture`
 
     def score(self, arm: str, metric: str, structure: str) -> Score | None:
@@ -142,6 +146,7 @@ def _evaluation(path: Path, missing: list[str]) -> Evaluation | None:
         protocol=str(summary.get("protocol", "")),
         leakage=_mapping(summary.get("leakage")),
         summary=summary,
+        draws=_draws(folder / "draws.npz"),
     )
     for arm, rows in _mapping(summary.get("arms")).items():
         result.arms[str(arm)] = [_score(row) for row in rows or []]
@@ -228,6 +233,15 @@ def _without_folders(text: str) -> str:
             line = f"{key}: {bare.replace(chr(92), '/').rstrip('/').rsplit('/', 1)[-1]}"
         lines.append(line)
     return "\n".join(lines)
+
+
+def _draws(path: Path) -> dict[str, np.ndarray]:
+    """Draws of an evaluation; none is no fault: only what pools runs needs them."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return {}
 
 
 def _mapping(value: Any) -> dict[str, Any]:

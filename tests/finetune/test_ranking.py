@@ -22,7 +22,7 @@ def test_distances_equal_the_published_table(methods: int, q: float) -> None:
 
 
 def test_the_example_of_demsar() -> None:
-    """Section 3.2.4: ranks 3.143, 2.000, 2.893, 1.964 over 14 sets: CD 1.25 at 0.05, 1.18 told from none by 0.05."""
+    """Section 3.2.4: four classifiers on 14 sets have a critical distance of 1.25, at 0.10 of 1.12."""
     assert nemenyi_distance(4, 14) == pytest.approx(1.25, abs=0.005)
     assert nemenyi_distance(4, 14, alpha=0.10) == pytest.approx(1.12, abs=0.005)
 
@@ -34,10 +34,10 @@ def scores(gaps: list[float], tasks: int, noise: float, seed: int = 0) -> np.nda
 
 @pytest.mark.parametrize("test", ["nemenyi", "wilcoxon"])
 def test_cliques_join_what_is_not_told_apart(test) -> None:
-    found = critical_difference(["c", "a", "b", "d"], scores([0.4, 1.0, 0.98, 0.0], 30, 0.02), test=test)
+    found = critical_difference(["c", "a", "b", "d"], scores([0.4, 1.0, 1.0, 0.0], 30, 0.02), test=test)
     assert found.methods[2:] == ("c", "d")
     assert {found.methods[0], found.methods[1]} == {"a", "b"}
-    assert found.cliques[0] == (0, 1) and all(a == 0 or test == "nemenyi" for a, _ in found.cliques)
+    assert found.cliques == ((0, 1),)
     assert found.friedman_p < 1e-6
     assert sum(found.ranks) == pytest.approx(1 + 2 + 3 + 4)
 
@@ -46,10 +46,9 @@ def test_five_tasks_cannot_tell_by_wilcoxon() -> None:
     found = critical_difference(["a", "b", "c"], scores([2, 1, 0], 5, 0.0), test="wilcoxon")
     assert found.ranks == (1.0, 2.0, 3.0)
     assert found.cliques == ((0, 2),)
-    assert critical_difference(["a", "b", "c"], scores([2, 1, 0], 6, 0.0), test="wilcoxon").cliques == (
-        (0, 2),
-    )
-    assert critical_difference(["a", "b", "c"], scores([2, 1, 0], 8, 0.0), test="wilcoxon").cliques == ()
+    for tasks, cliques in ((6, ((0, 2),)), (8, ())):
+        found = critical_difference(["a", "b", "c"], scores([2, 1, 0], tasks, 0.0), test="wilcoxon")
+        assert found.cliques == cliques
 
 
 def test_cliques_are_maximal_and_may_overlap() -> None:
