@@ -38,11 +38,19 @@ class Pair:
     second: float
 
 
-def line_chart(series: Sequence[Series], *, label: str, x_label: str = "step", digits: int = 3) -> str:
+def line_chart(
+    series: Sequence[Series],
+    *,
+    label: str,
+    x_label: str = "step",
+    digits: int = 3,
+    span: tuple[float, float] | None = None,
+) -> str:
     """Lines over a common axis with their last values at their ends.
 
     Args:
         label: what is shown, read out by screen readers together with first and last values.
+        span: least and greatest y of the axis, so that charts side by side compare; None: of these lines.
     """
     lines = [thin(s) for s in series]
     lines = [(s, x, y) for s, (x, y) in zip(series, lines, strict=True) if len(x)]
@@ -52,7 +60,7 @@ def line_chart(series: Sequence[Series], *, label: str, x_label: str = "step", d
     width, height, left, top, bottom = 340, 210, 42, 12, 32
     right = 14 + 6.6 * max(len(text) for text in labels)  # room for the widest label at 11 units a line
     xs, ys = np.concatenate([x for _, x, _ in lines]), np.concatenate([y for _, _, y in lines])
-    y_ticks = ticks(float(ys.min()), float(ys.max()), 4)
+    y_ticks = ticks(*(span or (float(ys.min()), float(ys.max()))), 4)
     x_ticks = [t for t in ticks(0.0, float(xs.max()), 3) if t <= xs.max()]
     sx = Scale(0.0, float(xs.max()), left, width - right)
     sy = Scale(y_ticks[0], y_ticks[-1], height - bottom, top)

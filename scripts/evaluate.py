@@ -55,27 +55,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def robustness_rows(path: Path) -> list[dict[str, object]]:
-    """Rows `corruption, arm, loss, 95 % interval, of the clean score` of the task's first metric."""
+    """Rows `corruption, loss of METRIC in ARM ...` of the task's first metric, all corruptions first."""
     import json
 
     found = json.loads(path.read_text())
     metric = found["metrics"][0]
-    rows = [{"corruption": "all", **row} for row in found["overall"]] + found["by_corruption"]
-    return [
-        {
-            "corruption": row["corruption"],
-            "arm": row["arm"],
-            f"loss of {metric}": _text(row["loss"]),
-            "95 % interval": f"{_text(row['loss_low'])} to {_text(row['loss_high'])}",
-            "of the clean score": "" if row["relative"] is None else f"{100 * row['relative']:.1f} %",
-        }
-        for row in rows
-        if row["metric"] == metric
-    ]
+    rows: dict[str, dict[str, object]] = {}
+    for row in [{"corruption": "all", **row} for row in found["overall"]] + found["by_corruption"]:
+        if row["metric"] == metric:
+            line = rows.setdefault(row["corruption"], {"corruption": row["corruption"]})
+            line[f"loss of {metric}, {row['arm']}"] = _loss(row)
+    return list(rows.values())
 
 
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _rounded(value: float | None) -> str:
+    return "–" if value is None else f"{round(value, 3) + 0.0:.3f}"
+
+
+def _loss(row: dict[str, float | None]) -> str:
+    """`0.087 (0.062 to 0.112) 11 %`: the loss, its interval, its share of the clean score."""
+    loss, low, high, share = (row[key] for key in ("loss", "loss_low", "loss_high", "relative"))
+    span = "" if low is None else f" ({_rounded(low)} to {_rounded(high)})"
+    return f"{_rounded(loss)}{span}" + ("" if share is None else f" {round(100 * share) + 0:d} %")
 
 
 def _words(text: str) -> list[str]:

@@ -65,11 +65,13 @@ def _row(name: str, cases: int | None, losses: Sequence[Mapping[str, Any]], info
 def _loss(row: Mapping[str, Any], info: MetricInfo) -> str:
     value, low, high = (finite(row.get(key)) for key in ("loss", "loss_low", "loss_high"))
     share = finite(row.get("relative"))
-    told = f" ({number(100 * share, 1)} %)" if math.isfinite(share) else ""
+    told = f" ({_number(100 * share, 1)} %)" if math.isfinite(share) else ""
     span = (
-        f"{number(low, info.digits)} to {number(high, info.digits)}" if math.isfinite(low) else "no interval"
+        f"{_number(low, info.digits)} to {_number(high, info.digits)}"
+        if math.isfinite(low)
+        else "no interval"
     )
-    return f"{number(value, info.digits)}{told}<span>{span}</span>"
+    return f"{_number(value, info.digits)}{told}<span>{span}</span>"
 
 
 def _spared(found: Mapping[str, Any], metric: str, info: MetricInfo) -> str:
@@ -81,10 +83,10 @@ def _spared(found: Mapping[str, Any], metric: str, info: MetricInfo) -> str:
         low, high = finite(row.get("low")), finite(row.get("high"))
         more = "less" if finite(row.get("spared")) >= 0 else "more"
         sure = " (the interval includes zero)" if low <= 0 <= high else ""
-        gap = number(abs(finite(row.get("spared"))), info.digits)
+        gap = _number(abs(finite(row.get("spared"))), info.digits)
         parts.append(
             f"pretrained loses {gap} {more} than {row.get('b')}, "
-            f"95 % CI of the difference {number(low, info.digits)} to {number(high, info.digits)}{sure}"
+            f"95 % CI of the difference {_number(low, info.digits)} to {_number(high, info.digits)}{sure}"
         )
     return (
         f"In brackets, the share of the clean score. Over all corruptions {'; '.join(parts)}."
@@ -96,6 +98,11 @@ def _spared(found: Mapping[str, Any], metric: str, info: MetricInfo) -> str:
 def _curves(evaluation: Evaluation, found: Mapping[str, Any], metric: str, arms: Sequence[str]) -> str:
     """One chart a corruption: score over severity, an arm a line, clean at 0."""
     info, figures = _info(metric), []
+    every = [
+        finite(row[key]) for row in found["scores"] if row["metric"] == metric for key in ("clean", "score")
+    ]
+    known = [value for value in every if math.isfinite(value)]
+    span = (min(known), max(known)) if known else None
     for one in found["corruptions"]:
         series = []
         for arm in arms:
@@ -112,7 +119,7 @@ def _curves(evaluation: Evaluation, found: Mapping[str, Any], metric: str, arms:
                 y = [finite(mine[0]["clean"]), *(finite(row["score"]) for row in mine)]
                 series.append(Series(arm, x, y, arm_class(arm)))
         label = f"{evaluation.task}, {info.label} under {one['title']}"
-        chart = line_chart(series, label=label, x_label="severity", digits=info.digits)
+        chart = line_chart(series, label=label, x_label="severity", digits=info.digits, span=span)
         if chart:
             caption = f"<b>{escape(str(one['title']))}</b> <span>{escape(info.label)}</span>"
             figures.append(f"<figure><figcaption>{caption}</figcaption>{chart}</figure>")
@@ -135,6 +142,11 @@ def _sheet(found: Mapping[str, Any]) -> str:
 def _of(rows: Sequence[Mapping[str, Any]], arm: str, metric: str, **more: str) -> Mapping[str, Any]:
     wanted = {"arm": arm, "metric": metric, **more}
     return next((row for row in rows if all(row.get(k) == v for k, v in wanted.items())), {})
+
+
+def _number(value: float, digits: int) -> str:
+    """A loss for reading: what rounds to zero is zero."""
+    return number(round(value, digits) + 0.0 if math.isfinite(value) else value, digits)
 
 
 def _info(metric: str) -> MetricInfo:
