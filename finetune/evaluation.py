@@ -27,10 +27,12 @@ from ..data.errors import ConfigError
 from ..pretrain.folder import environment
 from .calibration import calibration
 from .config import FinetuneConfig
-from .data import prepare
-from .leakage import pretraining_shards, statement
+from .data import Case, prepare
+from .ensemble import Together, predictions
+from .leakage import pretraining_shards, statement, worst_of
 from .metrics import METRICS, EmptyPolicy
-from .run import ENCODER, arms, choose_device, load_arm, public_name, read_run
+from .prediction.labelmaps import write_label_map
+from .run import ENCODER, arms, choose_device, public_name, read_run
 from .scoring import CaseTable, arm_draws, arm_scores, comparisons
 from .subgroups import subgroup_scores
 from .tasks import TASKS, Task
@@ -45,22 +47,25 @@ _WORST = 4  # pictures of each arm
 
 
 def evaluate(
-    run: Path,
+    run: Path | Sequence[Path],
     *,
     split: str = "test",
     out: Path | None = None,
     progress: Progress | None = None,
     pretrain_runs: Sequence[Path] = (),
     mirror: bool = False,
+    save: bool = False,
     device: str | None = None,
 ) -> Path:
     """Score every arm and return the folder that was written (default: RUN/evaluation, or evaluation-val).
 
     Args:
-        run: folder of `finetune`.
+        run: folder of `finetune`; several (folds) are scored as one, see ensemble.py, and written to
+            TASK-PROTOCOL-ensemble beside the first.
         split: test or val.
         pretrain_runs: pretraining runs to show in the report; default: the encoder's own run folder.
-        mirror: average segmentations over the task's flips (2 to 4 times slower).
+        mirror: average segmentations over the task's flips, all combinations (2 to 8 times slower).
+        save: write label maps to predictions/ARM/, in the geometry of the source.
         device: overrides the run's.
 
     Raises:
@@ -69,23 +74,21 @@ def evaluate(
     """
     if split not in ("test", "val"):
         raise ConfigError(f"split: {split!r}: choose test or val")
-    run = Path(run)
-    folder = Path(out) if out else run / ("evaluation" if split == "test" else f"evaluation-{split}")
-    task = open_run(run, progress)
+    runs = [Path(run)] if isinstance(run, str | Path) else [Path(one) for one in run]
+    together = Together(runs, [open_run(one, progress) for one in runs], split)
+    task = together.task
+    folder = Path(out) if out else _folder(runs, task, split)
     config = task.config
-    leakage = _leakage(run, task, split)
+    leakage = worst_of([_leakage(one, task, split) for one in runs])
     folder.mkdir(parents=True, exist_ok=True)
     place = choose_device(device or config.device)
     table, facts, worst, written = CaseTable(), {}, [], []
     for arm in arms(config):
-        network, facts[arm] = load_arm(task, run / arm)
+        network, facts[arm] = together.load(arm)
         network.to(place)
-        kept = _score(task, network, arm, split, place, table, mirror, progress)
+        kept = _score(task, network, arm, split, place, table, mirror, progress, folder if save else None)
         worst += _worst(task, network, arm, split, place, table, folder, kept)
-        cases = task.cases[split] if kept else []
-        for case, prediction in zip(cases, kept, strict=True):
-            row = {"arm": arm, "case": case.key, "subject": case.subject}
-            written += [row | line for line in task.lines(case, prediction)]
+        written += _lines(task, arm, task.cases[split], kept)
     write_text(folder / "cases.csv", csv_text(table.rows, COLUMNS))
     _write_draws(folder / "draws.npz", {arm: arm_draws(task, table, arm, split) for arm in arms(config)})
     if written:
@@ -95,12 +98,30 @@ def evaluate(
         "worst": worst,
         "training": facts,
         "skipped": len(task.data.skipped),
+        "note": together.note,
+        "members": len(runs),
         "environment": environment(),
     }
     write_json(folder / "summary.json", finite(summary))
-    task.data.shards.close()
+    together.close()
     renew_report(folder, config, pretrain_runs)
     return folder
+
+
+def _lines(task: Task, arm: str, cases: Sequence[Case], kept: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows of predictions.csv; none where predictions are not kept."""
+    return [
+        {"arm": arm, "case": case.key, "subject": case.subject, **line}
+        for case, prediction in zip(cases, kept, strict=False)
+        for line in task.lines(case, prediction)
+    ]
+
+
+def _folder(runs: Sequence[Path], task: Task, split: str) -> Path:
+    name = "evaluation" if split == "test" else f"evaluation-{split}"
+    if len(runs) == 1:
+        return runs[0] / name
+    return runs[0].parent / f"{task.record.name}-{task.config.protocol}-ensemble" / name
 
 
 def open_run(run: Path, progress: Progress | None) -> Task:
@@ -143,7 +164,6 @@ def _summary(task: Task, table: CaseTable, split: str) -> dict[str, Any]:
         "draw": config.draw,
         "steps": config.steps,
         "classes": record.names,
-        "note": record.note,
         "unit": record.unit,
         "n": _counts(task),
         "arms": {arm: arm_scores(task, table, arm, split) for arm in arms(config)},
@@ -165,16 +185,20 @@ def _score(
     table: CaseTable,
     mirror: bool,
     progress: Progress | None,
+    save: Path | None,
 ) -> list[Any]:
     """Fill the table with one arm; returns the predictions where whole-set metrics need them all."""
     cases, kept = task.cases[split], []
     for done, (case, prediction) in enumerate(
-        zip(cases, task.predictions(network, cases, device, mirror=mirror), strict=True), start=1
+        zip(cases, predictions(task, network, cases, device, mirror=mirror), strict=True), start=1
     ):
         for row in task.rows(case, prediction):
             table.rows.append(case_row(task, arm, case, row.structure, row.metric, row.value, row.status))
         if task.set_metrics:
             kept.append(prediction)
+        labels = task.label_map(prediction) if save else None
+        if save and labels is not None:
+            write_label_map(save / "predictions" / arm / case.key, labels, case.meta)
         if progress:
             progress(done, len(cases), f"score {task.record.name} | {arm}")
     if kept:
@@ -216,7 +240,7 @@ def _worst(
     rows: list[dict[str, Any]] = []
     for key in order[:_WORST]:
         case, (value, structure) = cases[number[key]], min(values[key])
-        again = kept[number[key]] if kept else next(iter(task.predictions(network, [case], device)))
+        again = kept[number[key]] if kept else next(iter(predictions(task, network, [case], device)))
         path = folder / "overlays" / f"{arm}-{key}.png"
         task.picture(path, case, again)
         rows.append({"arm": arm, "case": key, "metric": metric, "structure": structure, "value": sign * value,

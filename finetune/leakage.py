@@ -84,6 +84,11 @@ def statement(
     return _answer("clean", sentence, checks, not_checked)
 
 
+def worst_of(statements: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The statement of several encoders that are scored as one: that of the worst of them."""
+    return max(statements, key=lambda one: ("clean", "unknown", "leaked").index(one["status"]))
+
+
 def _without_record(source: str) -> dict[str, Any]:
     """Weights that came without an encoder.json that speaks of training."""
     if source.startswith("random:"):

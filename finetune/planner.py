@@ -2,7 +2,8 @@
 
 The rules are nnU-Net's in short (Isensee et al., Nature Methods 2021): median spacing, a patch that covers
 the median case where memory allows, batch from what is left. Differences, and why: the patch is a multiple
-of the encoder's patch; on a CPU it is capped at 64^3 voxels, because time and not memory is what runs out
+of the encoder's patch; the spacing stays within twice of what the encoder was trained on, where its record
+says that; on a CPU it is capped at 64^3 voxels, because time and not memory is what runs out
 there; the through-plane spacing of very thick slices is not changed (nnU-Net takes its tenth percentile),
 because interpolated slices carry no information. Only training cases are looked at.
 """
@@ -10,13 +11,14 @@ because interpolated slices carry no information. Only training cases are looked
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..data.errors import ConfigError
+from ..pretrain.contract import FAR
 from ..pretrain.encoders.base import Encoder
 from .config import FinetuneConfig
 from .record import WHOLE, TaskRecord
@@ -54,10 +56,30 @@ class Plan:
     budget_gib: float
     fingerprint: Fingerprint
     anchors: dict[str, Any] | None = None  # detection: see detection/anchors.py
+    notes: list[str] = field(default_factory=list)  # what was decided otherwise than by the rules, and why
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict."""
         return asdict(self)
+
+    def describe(self, multiple: Sequence[int]) -> list[str]:
+        """The plan in a few lines; `multiple`: pixels of the encoder's token."""
+        seen = self.fingerprint
+        images = f"{seen.cases} training cases, median {_by(seen.native_shape)}"
+        images += f" at {_by(seen.spacing)} mm" if seen.spacing else ""
+        grid = "as stored"
+        if self.resize:
+            grid = f"every case resized to {_by(self.resize)}"
+        elif self.spacing:
+            grid = f"resampled to {_by(self.spacing)} mm, median {_by(seen.shape)}"
+        share = math.prod(min(1.0, p / s) for p, s in zip(self.patch, self.resize or seen.shape, strict=True))
+        return [
+            f"{images}; {self.channels} channels",
+            grid,
+            f"patch {_by(self.patch)} (multiples of {_by(multiple)}), {100 * share:.0f} % of the median case",
+            f"batch {self.batch}, activations {self.activation_gib:.2f} of {self.budget_gib:.1f} GiB",
+            *self.notes,
+        ]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
@@ -116,6 +138,7 @@ def make_plan(
     device: str = "cpu",
     crop: Sequence[int] | None = None,
     foreground: Sequence[float] | None = None,
+    contract: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan a task for an encoder.
 
@@ -124,12 +147,19 @@ def make_plan(
         device: "cpu" or an accelerator.
         crop: the encoder's own training crop, preferred for 2D classification.
         foreground: mean and deviation of the structures (`tasks.segmentation.foreground_statistics`).
+        contract: the `input` section of encoder.json; the spacing is kept near that of training.
 
     Raises:
         ConfigError: encoder and images differ in dimensions; a patch that does not fit the encoder or memory.
     """
-    spacing = record.spacing
+    spacing, notes = record.spacing, []
     found = fingerprint(metas, spacing)
+    if spacing is None and found.spacing and record.kind not in WHOLE:
+        near = near_training(found.spacing, contract or {}, {str(meta.get("modality")) for meta in metas})
+        if near != found.spacing:
+            notes = [f"spacing {_by(near)} mm, not the median {_by(found.spacing)}: the encoder was "
+                     "trained near it; task.spacing overrides"]  # fmt: skip
+            spacing, found = near, fingerprint(metas, near)
     if found.ndim not in encoder.axes:
         takes = " and ".join(f"{n}D" for n in encoder.axes)
         raise ConfigError(
@@ -151,7 +181,30 @@ def make_plan(
         activation_gib=round(needed / 2**30, 3),
         budget_gib=round(budget / 2**30, 3),
         fingerprint=found,
+        notes=notes,
     )
+
+
+def near_training(
+    spacing: Sequence[float], contract: Mapping[str, Any], modalities: Iterable[str]
+) -> list[float]:
+    """`spacing` (mm, array order), moved into what an encoder was trained on, with a factor of 2 to spare.
+
+    The bounds are the 5th and 95th percentile of the modalities at hand, halved and doubled (contract.FAR);
+    what the contract does not know is left alone.
+    """
+    known: Mapping[str, Any] = contract.get("modalities") or {}
+    seen = [known[name]["spacing_mm"] for name in modalities if "spacing_mm" in known.get(name, {})]
+    seen = [one for one in seen if len(one["p5"]) == len(spacing)]
+    if not seen:
+        return list(spacing)
+    low = np.min([one["p5"] for one in seen], axis=0) / FAR
+    high = np.max([one["p95"] for one in seen], axis=0) * FAR
+    return [float(min(max(s, a), b)) for s, a, b in zip(spacing, low, high, strict=True)]
+
+
+def _by(values: Sequence[float]) -> str:
+    return " × ".join(f"{value:.3g}" for value in values)
 
 
 def _sizes(

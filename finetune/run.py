@@ -37,7 +37,7 @@ from .planner import Plan, fingerprint, make_plan
 from .protocols import PROTOCOLS, Outcome, Protocol, Session
 from .protocols.gradient import CHECKPOINT
 from .slices import fitted, restored
-from .splits import make_split, read_split, take_fraction, take_shots, write_split
+from .splits import make_split, read_split, take_fold, take_fraction, take_shots, write_split
 from .targets import check_split
 from .tasks import TASKS, Task
 from .tasks.segmentation import foreground_statistics
@@ -282,6 +282,8 @@ def _split(folder: Path, config: FinetuneConfig, data: TaskData) -> dict[str, st
             )
         return split
     split = make_split(items, config.task.split, data.rank)
+    if config.fold is not None:
+        split = take_fold(items, split, config.fold, config.folds, config.task.split.seed, data.rank)
     train = [item for item in items if split[item.key] == "train"]
     if config.shots:
         taken = take_shots(train, config.shots, config.draw, data.rank)
@@ -315,11 +317,12 @@ def _plan(
     encoder = fitted(encoder, report, ndim=seen.ndim, dims=config.dims, spacing=seen.spacing)
     foreground = foreground_statistics(data, train) if config.task.kind == "segmentation" else None
     plan = make_plan(
-        config.task, config, metas, encoder, device=device.type, crop=said.get("crop"), foreground=foreground
-    )
+        config.task, config, metas, encoder, device=device.type, crop=said.get("crop"),
+        foreground=foreground, contract=said,
+    )  # fmt: skip
     plan = TASKS[config.task.kind].refined(plan, config, data, train, encoder)
-    logger.info("plan: patch %s, batch %d, spacing %s, %d training cases",
-                "×".join(map(str, plan.patch)), plan.batch, plan.spacing, len(metas))  # fmt: skip
+    for line in plan.describe(encoder.patch_of(plan.ndim)):
+        logger.info("plan: %s", line)
     modalities = [str(meta["modality"]) for meta in metas]
     for strange in strangers(said, modalities, plan.spacing or plan.fingerprint.spacing):
         logger.warning("encoder: %s; expect less of it", strange)

@@ -114,6 +114,36 @@ def _first(
     return [item for item in items if item.subject in kept]
 
 
+def take_fold(
+    items: Sequence[Item],
+    split: Mapping[str, str],
+    fold: int,
+    folds: int,
+    seed: int,
+    rank: Mapping[str, int] | None = None,
+) -> dict[str, str]:
+    """A split whose train and val are dealt out anew: part `fold` of `folds` validates; test stays.
+
+    Subjects are dealt class by class, so that every fold has its share of each; together the folds validate
+    every subject once.
+
+    Raises:
+        ConfigError: `fold` is not below `folds`.
+        CollectionError: fewer subjects than folds.
+    """
+    if folds < 2 or not 0 <= fold < folds:
+        raise ConfigError(f"fold {fold} of folds {folds}: give folds of at least 2 and fold below it, from 0")
+    groups = _groups([item for item in items if split[item.key] != "test"], rank, seed)
+    dealt = [subject for _, subjects in sorted(groups.items()) for subject in subjects]
+    if len(dealt) < folds:
+        raise CollectionError(
+            f"fold: {len(dealt)} subjects beside test cannot make {folds} folds: lower folds"
+        )
+    validates = set(dealt[fold::folds])
+    parts = {item.key: "val" if item.subject in validates else "train" for item in items}
+    return {key: "test" if split[key] == "test" else part for key, part in parts.items()}
+
+
 def check_classes(
     items: Sequence[Item],
     split: Mapping[str, str],

@@ -31,9 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate every arm of the run and print the table."""
+    from ..data.errors import ConfigError
     from ..finetune.evaluation import evaluate
     from .console import print_table, progress_bar, say
 
+    if len(arguments.run_folder) > 1 and (arguments.robustness or arguments.corruptions):
+        raise ConfigError("--robustness is of one run: leave it out, or give a single RUN")
     with progress_bar() as progress:
         folder = evaluate(
             arguments.run_folder, split=arguments.split, out=arguments.out, progress=progress,

@@ -21,22 +21,25 @@ from ...data.readers import nifti, reader_of
 _CANONICAL = "RAS"
 
 
-def write_label_map(stem: Path, labels: np.ndarray, meta: Mapping[str, Any], source: Path) -> Path:
+def write_label_map(
+    stem: Path, labels: np.ndarray, meta: Mapping[str, Any], source: Path | None = None
+) -> Path:
     """Write labels [D, H, W] or [H, W], unsigned, of an image read from `source`; returns the file.
 
     Args:
         stem: path without suffix.
         meta: `key.json` of the image: affine, spacing, orientation in the file.
+        source: the file; None (it lies in shards): what `meta` says of it, without its own header.
 
     Raises:
         ReadError: the file's grid is not the image's (it was changed while it was read).
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    if reader_of(source) is nifti:
-        return _write_nifti(stem, as_stored(labels, meta), _header(source, labels, meta), source.name)
-    if labels.ndim == 2:
+    if source is not None and reader_of(source) is nifti:
+        return _write_nifti(stem, as_stored(labels, meta), _header(source, labels, meta))
+    if labels.ndim == 2 and (source is not None or meta["affine"] is None):
         return _write_png(stem, labels)
-    return _write_nifti(stem, as_stored(labels, meta), _made_up(meta), source.name)
+    return _write_nifti(stem, as_stored(labels, meta), _made_up(meta))
 
 
 def as_stored(labels: np.ndarray, meta: Mapping[str, Any]) -> np.ndarray:
@@ -47,7 +50,7 @@ def as_stored(labels: np.ndarray, meta: Mapping[str, Any]) -> np.ndarray:
         return backward
     from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 
-    own = axcodes2ornt(tuple(reversed(codes)))  # file axis -> canonical axis, flip
+    own = _own(codes)
     if labels.ndim == 2:  # the file's third axis, of one slice, was dropped
         backward = np.expand_dims(backward, int(own[2, 0]))
     turned = apply_orientation(backward, ornt_transform(axcodes2ornt(_CANONICAL), own))
@@ -87,10 +90,15 @@ def _made_up(meta: Mapping[str, Any]) -> Any:
         header.set_data_shape(shape[::-1])
         header["pixdim"][1 : 1 + len(shape)] = list(meta["spacing"] or [1.0] * len(shape))[::-1]
     else:
-        affine = reverse_axes(np.array(meta["affine"], np.float64))
+        affine = np.array(meta["affine"], np.float64)
         codes = meta["facts"].get("orientation")
+        if len(shape) == 2:  # the dropped axis comes first: back to its place among (d, h, w)
+            dropped = 2 - int(_own(codes)[2, 0])
+            affine = affine[:, [*np.insert([1, 2], dropped, 0), 3]]
+            shape = tuple(int(n) for n in np.insert(shape, dropped, 1))
+        affine = reverse_axes(affine)
         turn = _turn(codes, shape[::-1]) if codes else np.eye(4)
-        header.set_data_shape(as_stored(np.broadcast_to(np.uint8(0), shape), meta).shape)
+        header.set_data_shape(as_stored(np.broadcast_to(np.uint8(0), meta["shape"][1:]), meta).shape)
         header.set_sform(affine @ turn, code=1)
         header.set_qform(affine @ turn, code=1)
     header.set_xyzt_units("mm")
@@ -101,11 +109,18 @@ def _turn(codes: str, shape: tuple[int, ...]) -> np.ndarray:
     """[4, 4] from indices of the file's axes to canonical ones of a grid of `shape` (x, y, z)."""
     from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
-    own = axcodes2ornt(tuple(reversed(codes)))
+    own = _own(codes)
     return inv_ornt_aff(ornt_transform(axcodes2ornt(_CANONICAL), own), shape)
 
 
-def _write_nifti(stem: Path, stored: np.ndarray, header: Any, name: str) -> Path:
+def _own(codes: str) -> np.ndarray:
+    """nibabel's orientation of the file: its axis -> canonical axis, flip."""
+    from nibabel.orientations import axcodes2ornt
+
+    return axcodes2ornt(tuple(reversed(codes)))
+
+
+def _write_nifti(stem: Path, stored: np.ndarray, header: Any) -> Path:
     import nibabel as nib
 
     path = stem.with_name(f"{stem.name}.nii.gz")

@@ -111,3 +111,32 @@ def test_several_numbers_of_channels_are_refused() -> None:
     with pytest.raises(ConfigError, match="channels"):
         fingerprint(pictures((3, 32, 32), (4, 32, 32)), None)
     assert fingerprint(pictures((1, 32, 32), (3, 32, 32)), None).channels == 3
+
+
+def contract(low: list[float], high: list[float]) -> dict[str, Any]:
+    return {"modalities": {"ct": {"spacing_mm": {"p5": low, "p50": low, "p95": high}}}}
+
+
+def test_the_spacing_stays_near_that_of_the_encoders_training() -> None:
+    metas = [{**meta, "modality": "ct"} for meta in volumes((100, 64, 64), spacing=(5.0, 0.2, 0.8))]
+    task, encoder = record(), build_encoder(VIT3D)
+    trained = contract([0.9, 0.7, 0.7], [2.0, 1.5, 1.5])
+    plan = make_plan(task, config(task), metas, encoder, contract=trained)
+    assert plan.spacing == [4.0, 0.35, 0.8]
+    assert plan.fingerprint.spacing == [5.0, 0.2, 0.8]
+    assert plan.fingerprint.shape == [125, 37, 64]
+    assert "trained near it" in plan.notes[0]
+    own = record(spacing=[5.0, 0.2, 0.8])
+    assert make_plan(own, config(own), metas, encoder, contract=trained).spacing == [5.0, 0.2, 0.8]
+    other = [{**meta, "modality": "mri"} for meta in metas]
+    assert make_plan(task, config(task), other, encoder, contract=trained).spacing == [5.0, 0.2, 0.8]
+
+
+def test_the_plan_is_told_in_a_few_lines() -> None:
+    task = record()
+    metas = volumes((36, 50, 36), (35, 49, 34), (40, 52, 38), spacing=(2.0, 1.0, 1.0))
+    plan = make_plan(task, config(task, batch_size=3), metas, build_encoder(VIT3D))
+    text = "\n".join(plan.describe([8, 8, 8]))
+    assert "3 training cases, median 36 × 50 × 36 at 2 × 1 × 1 mm" in text
+    assert "patch 40 × 56 × 40 (multiples of 8 × 8 × 8), 100 % of the median case" in text
+    assert "batch 3" in text
