@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             from ..finetune.robustness.study import study
 
             study(
-                arguments.run_folder, folder, split=arguments.split, corruptions=arguments.corruptions,
+                arguments.run_folder[0], folder, split=arguments.split, corruptions=arguments.corruptions,
                 severities=arguments.severities, pretrain_runs=arguments.pretrain_run, progress=progress,
             )  # fmt: skip
     print_table(summary_rows(folder))
