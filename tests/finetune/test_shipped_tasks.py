@@ -19,7 +19,7 @@ from ..data.fetch import sets
 
 CATALOG = sets.built_in()
 MSD = sorted(CATALOG.msd)
-MEDMNIST = sorted(name for name, facts in CATALOG.medmnist.items() if "multi-label" not in facts.task)
+MEDMNIST = sorted(CATALOG.medmnist)
 
 
 def fetched(name: str, folder: Path, size: int = 28, counts: tuple[int, int, int] = (5, 3, 4)) -> Path:
@@ -54,13 +54,19 @@ def test_a_record_finds_its_data_where_fetch_puts_them(name: str, tmp_path: Path
     else:
         splits = [case.meta["split"] for case in data.cases]
         assert [splits.count(split) for split in ("train", "val", "test")] == [5, 3, 4]
-        assert {case.label for case in data.cases} <= set(range(record.outputs))
+        facts = CATALOG.medmnist[name]
+        assert {data.image(case).shape[0] for case in data.cases} == {facts.n_channels}
+        if record.kind == "multilabel":
+            assert {len(case.target) for case in data.cases} == {facts.n_classes}
+            assert {value for case in data.cases for value in case.target} == {0.0, 1.0}
+        else:
+            assert {case.target for case in data.cases} <= {(float(k),) for k in range(facts.n_classes)}
 
 
 @pytest.mark.parametrize(
     ("name", "encoder"),
     [("msd-task03-liver", "encoder3d"), ("msd-task01-braintumour", "encoder3d"), ("pathmnist", "encoder2d"),
-     ("organmnist3d", "encoder3d")],
+     ("chestmnist", "encoder2d"), ("retinamnist", "encoder2d"), ("organmnist3d", "encoder3d")],
 )  # fmt: skip
 def test_a_record_runs_from_the_archive_to_a_score(
     name: str, encoder: str, workshop: Any, tmp_path: Path
@@ -77,6 +83,9 @@ def test_a_record_runs_from_the_archive_to_a_score(
     assert summary["task"] == name
     assert summary["leakage"]["status"] == "clean"
     assert {row["metric"] for row in summary["arms"]["pretrained"]} == set(config.task.metrics)
+    if config.task.kind == "multilabel":
+        parts = {row["structure"] for row in summary["arms"]["pretrained"] if row["metric"] == "auc"}
+        assert parts == {"", *config.task.classes}
     with (folder / "cases.csv").open() as file:
         tested = {row["case"] for row in csv.DictReader(file)}
     assert len(tested) == (outputs + 1 if outputs else 1)
