@@ -39,7 +39,7 @@ def label_curve(
     for index, ((arm, line), end) in enumerate(zip(drawn, ends, strict=True)):
         aside = 3.0 * (index - (count - 1) / 2)  # intervals of arms at one size stand side by side
         parts += _line(arm, line, sx, sy, aside, digits)
-        x = sx(math.log(line[-1][0])) + aside + 8
+        x = sx(math.log(line[-1][0])) + 1.5 * (count - 1) + 8
         parts.append(f'<text class="end {arm_class(arm)}" x="{x:.1f}" y="{end + 4:.1f}">{escape(arm)}</text>')
     middle = (_LEFT + right) / 2
     parts.append(
