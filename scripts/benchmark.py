@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what is not done of the grid, then write the page."""
+    from ..data.errors import ConfigError
     from ..finetune.benchmark.cell import state
     from ..finetune.benchmark.config import record_folder
     from ..finetune.benchmark.grid import grid, share
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         print_table([{"cell": c.name, "state": state(c.folder(config.folder))} for c in cells])
         return 0
     record_folder(config)
+    if arguments.jobs < 1 or (arguments.slurm is not None and arguments.slurm < 1):
+        raise ConfigError("--jobs and --slurm: give at least 1")
     if arguments.slurm:
         print(sbatch(config, parts=arguments.slurm, jobs=arguments.jobs), end="")
         return 0
@@ -119,16 +122,16 @@ def _work(config: BenchmarkConfig, cells: list[Cell], arguments: argparse.Namesp
 
 
 def _page(config: BenchmarkConfig) -> int:
-    from ..finetune.benchmark.grid import grid
     from ..finetune.benchmark.page import summary_rows, write_page
-    from ..finetune.benchmark.results import read_results
     from .console import print_table, say
 
-    page = write_page(config)
-    results = read_results(config.folder, grid(config))
+    page, results = write_page(config)
     print_table(summary_rows(results))
-    for failure in (failure for failure in results.failures if failure.kind != "open"):
-        say(f"{failure.kind}: {failure.cell.name}: {failure.reason}")
+    missing = Counter(
+        (f.kind, "/".join(f.cell.name.split("/")[:2]), f.reason) for f in results.failures if f.kind != "open"
+    )
+    for (kind, where, reason), count in missing.items():
+        say(f"{kind}: {where} ({count} cell{'s' if count > 1 else ''}): {reason}")
     say(f"scores: {config.folder / 'scores.csv'}")
     say(f"page:   {page}")
     return 0

@@ -63,7 +63,7 @@ def facts(cell: Cell) -> dict[str, Any]:
     """What a cell is, for its JSON."""
     return {
         "encoder": cell.encoder, "arm": cell.arm, "protocol": cell.protocol, "fraction": cell.fraction,
-        "seed": cell.seed,
+        "seed": cell.seed, "draw": cell.draw,
     }  # fmt: skip
 
 

@@ -23,7 +23,9 @@ from ..config import PROTOCOLS, FinetuneConfig, load_config
 FILE = "benchmark.yaml"
 BASELINES = ("random", "scratch")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_FIXED = ("baselines", "options", "task_options")  # what must stay in a folder that has cells
+_FIXED = ("options", "task_options")  # what must stay in a folder that has cells
+
+_OWN = ("out", "encoder", "protocol", "seed", "fraction", "draw", "shots", "baseline", "arm", "task")
 
 
 @dataclass
@@ -36,6 +38,7 @@ class BenchmarkConfig:
     protocols: list[str] = field(default_factory=lambda: ["logistic", "full"])
     seeds: list[int] = field(default_factory=lambda: [0])  # of heads, examples and random weights
     fractions: list[float] = field(default_factory=lambda: [1.0])  # shares of the training subjects, nested
+    draws: list[int] = field(default_factory=lambda: [0])  # of the labels, for shares below 1
     # Once for each architecture among the encoders: frozen random features, and everything trained from
     # random weights. An empty list leaves them out, and the page says so.
     baselines: list[str] = field(default_factory=lambda: [*BASELINES])
@@ -58,11 +61,22 @@ class BenchmarkConfig:
             for value in values:
                 if value not in known:
                     raise ConfigError(f"{key}: unknown {value!r}{nearest(value, known)}")
-        for key in ("tasks", "protocols", "seeds", "fractions", "baselines"):
+        for key in ("tasks", "protocols", "seeds", "fractions", "draws", "baselines"):
             values = getattr(self, key)
             if len(set(values)) != len(values):
                 raise ConfigError(f"{key}: {values}: something is listed twice")
-        for key in ("out", "encoder", "protocol", "seed", "fraction", "baseline", "arm", "task"):
+        for key in (
+            "out",
+            "encoder",
+            "protocol",
+            "seed",
+            "fraction",
+            "draw",
+            "shots",
+            "baseline",
+            "arm",
+            "task",
+        ):
             if key in self.options:
                 raise ConfigError(f"options.{key}: is the grid's own: give it outside of `options`")
 
@@ -90,7 +104,7 @@ def load_benchmark(
     elif (Path(str(values.get("out", BenchmarkConfig.out))) / FILE).is_file():
         layers.append(Path(str(values.get("out", BenchmarkConfig.out))) / FILE)
     config = structured(BenchmarkConfig, *layers, dict(values), list(dotlist), where=str(path or "benchmark"))
-    for key in ("encoders", "tasks", "protocols", "seeds", "fractions"):
+    for key in ("encoders", "tasks", "protocols", "seeds", "fractions", "draws"):
         if not getattr(config, key):
             raise ConfigError(f"benchmark: {key}: is empty: give at least one (in the YAML, or --{key[:-1]})")
     config.encoders = {name: resolve(source) for name, source in config.encoders.items()}
@@ -118,9 +132,10 @@ def resolve(source: str) -> str:
 
 def encoder_name(source: str) -> str:
     """A name for an encoder that was given without one: the last part of its path or of its name."""
-    kind, colon, rest = source.rpartition(":")
-    last = Path(rest).stem if Path(rest).suffix in (".safetensors", ".ckpt", ".json") else Path(rest).name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{kind}-{last}" if colon and kind == "random" else last)
+    rest = Path(source.removeprefix("random:").rpartition(":")[2])
+    last = rest.stem if rest.suffix in (".safetensors", ".ckpt", ".json") else rest.name
+    random = "random-" if source.startswith("random:") else ""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{random}{last}")
 
 
 def task_name(task: str) -> str:

@@ -31,11 +31,14 @@ class Cell:
     protocol: str
     fraction: float
     seed: int
+    draw: int = 0  # of the labels, where they are a share
 
     @property
     def name(self) -> str:
         """Folder below `cells/`."""
-        return f"{task_name(self.task)}/{self.encoder}/{self.protocol}-{100 * self.fraction:g}-s{self.seed}"
+        drawn = f"-d{self.draw}" if self.draw else ""
+        run = f"{self.protocol}-{100 * self.fraction:g}-s{self.seed}{drawn}"
+        return f"{task_name(self.task)}/{self.encoder}/{run}"
 
     def folder(self, out: Path) -> Path:
         """Folder of the cell."""
@@ -43,8 +46,10 @@ class Cell:
 
     def config(self, benchmark: BenchmarkConfig) -> FinetuneConfig:
         """The run's configuration."""
-        named = {"encoder": self.source, "arm": self.arm, "protocol": self.protocol, "seed": self.seed,
-                 "fraction": self.fraction, "out": str(self.folder(benchmark.folder) / "run")}  # fmt: skip
+        named = {
+            "encoder": self.source, "arm": self.arm, "protocol": self.protocol, "seed": self.seed,
+            "fraction": self.fraction, "draw": self.draw, "out": str(self.folder(benchmark.folder) / "run"),
+        }  # fmt: skip
         return run_config(benchmark, self.task, named)
 
 
@@ -129,8 +134,9 @@ def _cells(
 ) -> Iterator[Cell]:
     for protocol in _protocols(config, task, arm):
         for fraction in config.fractions:
-            for seed in config.seeds:
-                yield Cell(task, name, family, source, arm, protocol, fraction, seed)
+            for draw in config.draws if fraction < 1 else config.draws[:1]:
+                for seed in config.seeds:
+                    yield Cell(task, name, family, source, arm, protocol, fraction, seed, draw)
 
 
 def _protocols(config: BenchmarkConfig, task: str, arm: str) -> list[str]:

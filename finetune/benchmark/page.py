@@ -33,19 +33,20 @@ td.score b { font-weight: 600; } td.score b.better { color: var(--better); }
 td.score b.worse { color: var(--worse); }
 td.score b.leaked { color: var(--bad); } td.none { color: var(--soft); }
 .baseline { color: var(--soft); font-weight: 400; }
-.panels svg.chart { min-width: min(420px, 86vw); }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr)); gap: 26px; }
+.charts figure { max-width: 560px; }
 """
 
 
-def write_page(config: BenchmarkConfig) -> Path:
-    """Read the cells, write the page and the tables, and return the page's path."""
+def write_page(config: BenchmarkConfig) -> tuple[Path, Results]:
+    """Read the cells, write the page and the tables; returns the page's path and what it shows."""
     results = read_results(config.folder, grid(config))
     table = standings(results)
     write_text(config.folder / SCORES, _csv(score_rows(results)))
     write_text(config.folder / CELLS, _csv(cell_rows(results)))
     path = config.folder / PAGE
     write_text(path, render(config, results, table))
-    return path
+    return path, results
 
 
 def render(config: BenchmarkConfig, results: Results, table: Sequence[Standing]) -> str:
@@ -54,37 +55,38 @@ def render(config: BenchmarkConfig, results: Results, table: Sequence[Standing])
         boards(table, results), curves(results), tasks(results), leakage(results), worst(results, table),
         costs(results), failures(results), made(config, results),
     ]  # fmt: skip
+    sentences = verdict(table)
     limits = "".join(f"<li>{escape(line)}</li>" for line in _limits(config, results))
     return Template((_HERE / "report.html").read_text(encoding="utf-8")).substitute(
         title="medloom benchmark",
         css=(_HERE / "report.css").read_text(encoding="utf-8").strip() + _STYLE,
-        verdict=escape(verdict(table)),
-        limits=f'<ul class="limits">{limits}</ul>' if limits else "",
+        verdict=escape(sentences[0]),
+        limits="".join(f"<p>{escape(line)}</p>" for line in sentences[1:])
+        + (f'<ul class="limits">{limits}</ul>' if limits else ""),
         facts=_facts(results),
         sections="\n".join(part for part in sections if part),
     )
 
 
-def verdict(table: Sequence[Standing]) -> str:
-    """Who stands first, protocol by protocol, and whether the order is firm."""
+def verdict(table: Sequence[Standing]) -> list[str]:
+    """A sentence a board: who stands first, and whether the order is firm."""
     sentences = []
     for standing in table:
-        where = f"{standing.protocol}, {100 * standing.fraction:g} % of the labels"
-        tasks_told = f"{len(standing.tasks)} task" + ("s" if len(standing.tasks) > 1 else "")
         if len(standing.ranks) < 2:
             continue
+        where = f"{standing.protocol[0].upper()}{standing.protocol[1:]}, {standing.detail}"
+        over = f"over {len(standing.tasks)} task{'s' if len(standing.tasks) > 1 else ''}"
         first, second = standing.ranks[:2]
         if first.rank == second.rank:
             same = [rank.method for rank in standing.ranks if rank.rank == first.rank]
-            sentences.append(f"{where}: no difference between {', '.join(same)} over {tasks_told}")
+            sentences.append(f"{where}: nothing tells {', '.join(same)} apart {over}.")
             continue
-        firm = first.high < second.low
+        firm = "" if first.high < second.low else ", an order that other patients might turn around"
         sentences.append(
-            f"{where}: {first.method} has the best mean rank over {tasks_told}, {number(first.rank, 2)} "
-            f"before {second.method} with {number(second.rank, 2)}"
-            + ("" if firm else ", an order that other patients might turn around")
+            f"{where}: {first.method} has the best mean rank {over}, {number(first.rank, 2)} before "
+            f"{second.method} with {number(second.rank, 2)}{firm}."
         )
-    return "; ".join(sentences) + "." if sentences else "There are no two encoders to compare yet."
+    return sentences or ["There are no two encoders to compare yet."]
 
 
 def score_rows(results: Results) -> list[dict[str, Any]]:
@@ -93,7 +95,7 @@ def score_rows(results: Results) -> list[dict[str, Any]]:
         {
             "task": entry.task, "encoder": entry.encoder, "arm": entry.arm, "protocol": entry.protocol,
             "fraction": entry.fraction, "metric": entry.metric, "mean": entry.mean, "low": entry.low,
-            "high": entry.high, "seeds": len(entry.results), "leakage": entry.leakage,
+            "high": entry.high, "runs": len(entry.results), "leakage": entry.leakage,
         }
         for entry in results.entries.values()
     ]  # fmt: skip

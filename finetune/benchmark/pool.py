@@ -13,6 +13,7 @@ import logging
 import multiprocessing as mp
 import os
 import signal
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -158,7 +159,8 @@ def _serve(pipe: Connection, config: BenchmarkConfig, threads: int, device: str 
     import torch
 
     torch.set_num_threads(threads)
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    warnings.filterwarnings("ignore")  # the libraries' own deprecations are not the user's business
+    logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s")  # failures are in their files
     while True:
         try:
             cell = pipe.recv()

@@ -1,8 +1,9 @@
-"""What a benchmark's cells say, pooled over seeds: scores with intervals, values by case, costs, failures.
+"""What a benchmark's cells say, pooled over runs: scores with intervals, values by case, costs, failures.
 
-A score is the mean over seeds of the task's headline metric; its interval draws patients and seeds together
-(the draws of patients are those of draws.npz, the same for all encoders, so that differences are paired). A
-cell whose evaluation carries no leakage statement has no score here: it is listed among the failures.
+Runs are seeds and draws of the labels. A score is the mean over runs of the task's headline metric; its
+interval draws patients and runs together (hierarchy.py; the draws of patients are those of draws.npz, the
+same for all encoders, so that differences are paired). A cell whose evaluation carries no leakage statement
+has no score here: it is listed among the failures.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from ...data.config import read_yaml
+from ..hierarchy import pooled, pooled_difference
 from ..report_inputs import Evaluation, read_inputs
+from ..statistics import Interval
 from ..verdict import HEADLINES, OVERALL, info
 from .cell import DONE, FAILURE
 from .grid import Cell
@@ -30,9 +34,9 @@ class Result:
 
     cell: Cell
     evaluation: Evaluation
-    draws: dict[str, np.ndarray]  # metric -> [R]
     cost: dict[str, Any]  # seconds, memory_mb, ... of cell.json
     training: dict[str, Any]  # arm.json
+    ndim: int  # of the task's images
 
 
 @dataclass(slots=True)
@@ -46,7 +50,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Entry:
-    """All seeds of one encoder, protocol, task and share of the labels."""
+    """All runs of one encoder, protocol, task and share of the labels."""
 
     task: str
     kind: str
@@ -58,13 +62,30 @@ class Entry:
     mean: float
     low: float
     high: float
-    draws: np.ndarray  # [R], of the mean over seeds
+    observed: np.ndarray  # [S] score of each run
+    draws: np.ndarray  # [S, R] bootstrap draws of each, the same patients in a column
     results: list[Result] = field(default_factory=list)
+
+    @property
+    def subjects(self) -> float:
+        """Training subjects, mean over the runs."""
+        counts = [result.evaluation.summary.get("n") or {} for result in self.results]
+        return float(np.mean([count.get("train", {}).get("subjects", 0) for count in counts]))
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """(seed, draw of the labels) of each run."""
+        return [(result.cell.seed, result.cell.draw) for result in self.results]
 
     @property
     def family(self) -> str:
         """The encoder whose baselines are those of this architecture."""
         return self.results[0].cell.family
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the task's images."""
+        return self.results[0].ndim
 
     @property
     def leakage(self) -> str:
@@ -117,35 +138,17 @@ def overall(evaluation: Evaluation, arm: str, metric: str) -> float:
     return whole[0] if whole else float(np.mean([score.mean for score in rows])) if rows else math.nan
 
 
-def pooled(draws: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
-    """Draws [R] of the mean over seeds: each draw takes as many seeds as there are, with replacement."""
-    table = np.stack(draws).astype(float)
-    if len(table) == 1:
-        return table[0]
-    chosen = np.random.default_rng(seed).integers(len(table), size=table.shape)
-    return np.take_along_axis(table, chosen, axis=0).mean(axis=0)
-
-
-def interval(draws: np.ndarray) -> tuple[float, float]:
-    """95 % interval of draws; nan where most of them are."""
-    kept = draws[np.isfinite(draws)]
-    if len(kept) * 2 <= len(draws) or not len(kept):
-        return math.nan, math.nan
-    low, high = np.quantile(kept, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def difference(first: Entry, second: Entry) -> tuple[float, float, float]:
-    """Mean, low and high of first - second on the same draws of patients, better is positive."""
+def difference(first: Entry, second: Entry) -> Interval:
+    """first - second, paired by patient and run, better is positive; no interval where runs differ."""
     sign = 1.0 if info(first.metric).higher_is_better else -1.0
-    if first.draws.shape != second.draws.shape or first.metric != second.metric:
-        return math.nan, math.nan, math.nan
-    low, high = interval(sign * (first.draws - second.draws))
-    return sign * (first.mean - second.mean), low, high
+    if first.draws.shape != second.draws.shape or first.metric != second.metric or first.runs != second.runs:
+        return Interval(sign * (first.mean - second.mean), math.nan, math.nan)
+    draws = sign * first.draws, sign * second.draws
+    return pooled_difference(sign * first.observed, sign * second.observed, *draws)
 
 
 def case_values(entry: Entry, metric: str, structure: str) -> dict[tuple[str, str], float]:
-    """(case, patient) -> value, mean over the seeds; a case that any seed leaves out is nan."""
+    """(case, patient) -> value, mean over the runs; a case that any run leaves out is nan."""
     rows: dict[tuple[str, str], list[float]] = {}
     for result in entry.results:
         for row in result.evaluation.cases:
@@ -195,33 +198,23 @@ def _read(cell: Cell, folder: Path, missing: list[str]) -> Result | Failure:
     if not evaluation.leakage.get("statement"):
         return Failure(cell, "no leakage statement, so no score", "withheld")
     training = _json(folder / "run" / cell.arm / "arm.json")
-    return Result(cell, evaluation, _draws(folder, cell.arm), _json(folder / DONE), training)
+    ndim = int(read_yaml(folder / "run" / "plan.yaml").get("ndim", 0))
+    return Result(cell, evaluation, _json(folder / DONE), training, ndim)
 
 
 def _entry(key: Key, results: list[Result]) -> Entry | None:
     task, encoder, protocol, fraction = key
-    first = results[0]
-    metric = headline_metric(first.evaluation)
-    means = [overall(result.evaluation, result.cell.arm, metric) for result in results]
-    if not metric or not all(math.isfinite(mean) for mean in means):
+    first, arm = results[0].evaluation, results[0].cell.arm
+    metric = headline_metric(first)
+    observed = np.array([overall(result.evaluation, arm, metric) for result in results])
+    if not metric or not np.isfinite(observed).all():
         return None
-    kept = [result.draws[metric] for result in results if metric in result.draws]
-    draws = pooled(kept) if len(kept) == len(results) else np.full(1, np.nan)
-    low, high = interval(draws)
-    return Entry(task, first.evaluation.kind, encoder, first.cell.arm, protocol, fraction, metric,
-                 float(np.mean(means)), low, high, draws, results)  # fmt: skip
-
-
-def _draws(folder: Path, arm: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(folder / "evaluation" / "draws.npz", allow_pickle=False) as stored:
-            return {
-                name.removeprefix(f"{arm}|"): stored[name]
-                for name in stored.files
-                if name.startswith(f"{arm}|")
-            }
-    except (OSError, ValueError):
-        return {}
+    kept = [result.evaluation.draws.get(f"{arm}|{metric}") for result in results]
+    whole = [draws for draws in kept if draws is not None]
+    draws = np.stack(whole) if len(whole) == len(results) else np.full((len(results), 1), np.nan)
+    found = pooled(observed, draws)
+    return Entry(task, first.kind, encoder, arm, protocol, fraction, metric, found.mean, found.low,
+                 found.high, observed, draws, results)  # fmt: skip
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -8,12 +8,17 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from ..charts import Series, line_chart, number
+from ..charts import number
+from ..charts_curves import label_curve
+from ..charts_ranking import critical_difference_diagram, rank_stability_chart
+from ..critical_difference import critical_difference, task_scores
+from ..ranking import rank_stability
 from ..report_inputs import finite
 from ..report_sections import flat, pairs_table, section, shown, table
+from ..statistics import Interval
 from ..verdict import info
 from .charts import Row, interval_rows
-from .config import BenchmarkConfig, encoder_name
+from .config import BenchmarkConfig, encoder_name, task_name
 from .results import Entry, Results, difference, tasks_of
 from .standing import Standing
 
@@ -24,11 +29,11 @@ def boards(standings: Sequence[Standing], results: Results) -> str:
     """One table a protocol and share of the labels, best rank first, with the ranks drawn beside."""
     body = "".join(_board(standing, results) for standing in standings)
     lead = (
-        "Means over test cases and seeds with 95 % intervals from draws of patients and seeds. Colour: the "
-        "interval of the paired difference from scratch lies above (▲) or below (▼) zero. Ranks: one-sided "
-        "Wilcoxon tests over patients in every task, structure and metric, as in the Decathlon; for metrics "
-        "of a whole set, such as AUC, on the probability of each case's true class. Behind each score stands "
-        "what is known of leakage."
+        "Means over test cases and runs with 95 % intervals from draws of patients and runs (seeds, "
+        "labels). Colour: the interval of the paired difference from scratch lies above (▲) or below (▼) "
+        "zero. Ranks: one-sided Wilcoxon tests over patients in every task, structure and metric, as in "
+        "the Decathlon; for metrics of a whole set, such as AUC, on what judges single cases, such as the "
+        "probability of the true class. Behind each score stands what is known of leakage."
     )
     return section("results", "Leaderboard", lead, body)
 
@@ -50,20 +55,38 @@ def _board(standing: Standing, results: Results) -> str:
     for task in standing.tasks:
         metric = next(entry.metric for (name, _), entry in standing.entries.items() if name == task)
         heads.append((f"{escape(task)}<br>{escape(_label(metric))}", ""))
-    caption = f"{escape(standing.protocol)} <span>{100 * standing.fraction:g} % of the labels</span>"
+    caption = f"{escape(standing.protocol)} <span>{escape(standing.detail)}</span>"
     return table(caption, heads, rows) + _ranks(standing)
 
 
 def _ranks(standing: Standing) -> str:
+    """The critical-difference diagram over tasks, and how firm the ranks are over patients."""
     if len(standing.ranks) < 2:
         return ""
-    rows = [
-        Row(rank.method, rank.rank, rank.low, rank.high, *_style(_arm(standing, rank.method)))
-        for rank in standing.ranks
-    ]
-    chart = interval_rows(rows, label=f"mean rank, {standing.protocol}", digits=2, bounds=(1, len(rows)))
-    caption = "<b>Mean rank</b> <span>1 is best; range of 95 % of 200 draws of patients</span>"
-    return f'<div class="panels"><figure><figcaption>{caption}</figcaption>{chart}</figure></div>'
+    found = critical_difference(*task_scores(standing.cells))
+    label = f"{standing.protocol}, {standing.detail}"
+    diagram = critical_difference_diagram(found, label=f"critical differences, {label}")
+    stability = rank_stability(standing.cells)
+    firm = rank_stability_chart(stability.shares, label=f"ranks in draws of patients, {label}")
+    friedman = f", Friedman p {number(found.friedman_p)}" if math.isfinite(found.friedman_p) else ""
+    told = (
+        (
+            "Critical difference",
+            f"mean rank over {found.tasks} task{'s' if found.tasks > 1 else ''}; a bar joins what Nemenyi's "
+            f"test does not tell apart{friedman}",
+            diagram,
+        ),
+        (
+            "Firmness",
+            f"share of draws of patients at each rank; Kendall's tau {number(stability.tau, 2)}",
+            firm,
+        ),
+    )
+    figures = "".join(
+        f"<figure><figcaption><b>{name}</b> <span>{escape(text)}</span></figcaption>{chart}</figure>"
+        for name, text, chart in told
+    )
+    return f'<div class="charts">{figures}</div>'
 
 
 def _score(standing: Standing, task: str, encoder: str, results: Results) -> str:
@@ -79,37 +102,36 @@ def _score(standing: Standing, task: str, encoder: str, results: Results) -> str
     mark, style = "", "leaked" if entry.leakage == "leaked" else ""
     scratch = _scratch(entry, standing.entries.values())
     if scratch is not None and scratch is not entry and not style:
-        _, low, high = difference(entry, scratch)
-        style = "better" if low > 0 else "worse" if high < 0 else ""
+        gap = difference(entry, scratch)
+        style = "better" if gap.low > 0 else "worse" if gap.high < 0 else ""
         mark = {"better": " ▲", "worse": " ▼"}.get(style, "")
     span = "no interval"
     if math.isfinite(entry.low):
         span = f"{number(entry.low, digits)} to {number(entry.high, digits)}"
     return (
         f'<td class="score"><b class="{style}">{number(entry.mean, digits)}{mark}</b>'
-        f"<span>{span}</span><span>{entry.leakage}</span></td>"
+        f"<span>{span} · {entry.leakage}</span></td>"
     )
 
 
 def curves(results: Results) -> str:
-    """Score against the share of the labels, where there are several."""
+    """Score against the number of labelled subjects, where there are several shares."""
     every = list(results.entries.values())
     if len({entry.fraction for entry in every}) < 2:
         return ""
     figures = []
     for task, protocol in dict.fromkeys((e.task, e.protocol) for e in every if e.arm != "scratch"):
         rows = [e for e in every if e.task == task and (e.protocol == protocol or e.arm == "scratch")]
-        series = []
-        for index, encoder in enumerate(dict.fromkeys(entry.encoder for entry in rows)):
-            own = sorted((e for e in rows if e.encoder == encoder), key=lambda e: e.fraction)
-            series.append(
-                Series(encoder, [100 * e.fraction for e in own], [e.mean for e in own], f"series-{index % 5}")
-            )
-        label = f"{task}, {protocol}: {_label(rows[0].metric)} against the share of the labels"
-        chart = line_chart(series, label=label, x_label="% of labels", digits=info(rows[0].metric).digits)
-        caption = f"<b>{escape(task)}</b> <span>{escape(protocol)}, {escape(_label(rows[0].metric))}</span>"
+        lines: dict[str, list[tuple[float, str, Interval]]] = {}
+        for entry in sorted(rows, key=lambda entry: entry.fraction):
+            value = Interval(entry.mean, entry.low, entry.high)
+            place = (entry.subjects, f"{100 * entry.fraction:g} %", value)
+            lines.setdefault(entry.encoder, []).append(place)
+        known, axis = info(rows[0].metric), _label(rows[0].metric)
+        chart = label_curve(lines, label=f"{task}, {protocol}", axis=axis, digits=known.digits)
+        caption = f"<b>{escape(task)}</b> <span>{escape(protocol)}, {escape(axis)}</span>"
         figures.append(f"<figure><figcaption>{caption}</figcaption>{chart}</figure>")
-    lead = "The same nested subsets of the training subjects for all encoders. Intervals are in scores.csv."
+    lead = "The same nested subsets of the training subjects for all encoders."
     return section("labels", "Fewer labels", lead, f'<div class="figures large">{"".join(figures)}</div>')
 
 
@@ -129,9 +151,10 @@ def tasks(results: Results) -> str:
         label = f"{task}, {_label(own[0].metric)}"
         detail = f"{_label(own[0].metric)}, {100 * most:g} % of the labels"
         caption = f"<b>{escape(task)}</b> <span>{escape(detail)}</span>"
-        chart = interval_rows(rows, label=label, digits=info(own[0].metric).digits)
+        known = info(own[0].metric)
+        chart = interval_rows(rows, label=label, digits=known.digits, bounds=known.bounds)
         figures.append(f"<figure><figcaption>{caption}</figcaption>{chart}</figure>")
-    body = f'<div class="panels">{"".join(figures)}</div>' if figures else ""
+    body = f'<div class="charts">{"".join(figures)}</div>' if figures else ""
     return section("tasks", "Task by task", "Discs are encoders, squares baselines.", body)
 
 
@@ -216,12 +239,18 @@ def costs(results: Results) -> str:
 
 def failures(results: Results) -> str:
     """Cells without a score, with their reasons."""
+    grouped: dict[tuple[str, str, str, str], list[str]] = {}
+    for failure in results.failures:
+        cell = failure.cell
+        key = (task_name(cell.task), cell.encoder, failure.kind, failure.reason)
+        grouped.setdefault(key, []).append(cell.name.rpartition("/")[2])
     rows = [
-        f'<tr><th scope="row"><code>{escape(failure.cell.name)}</code></th><td>{failure.kind}</td>'
-        f"<td>{escape(shown(failure.reason))}</td></tr>"
-        for failure in results.failures
+        f'<tr><th scope="row">{escape(encoder)}</th><td>{escape(task)}</td><td>{kind}</td>'
+        f"<td>{escape(shown(reason))}</td><td>{escape(', '.join(names))}</td></tr>"
+        for (task, encoder, kind, reason), names in grouped.items()
     ]
-    body = table("Cells without a score", [("Cell", ""), ("Status", ""), ("Why", "")], rows) if rows else ""
+    heads = [("Encoder", ""), ("Task", ""), ("Status", ""), ("Why", ""), ("Cells", "")]
+    body = table("Cells without a score", heads, rows) if rows else ""
     body += "".join(f'<p class="note">{escape(shown(line))}</p>' for line in results.missing)
     lead = "refused: the encoder does not fit the task; failed: try again with --retry."
     return section("failures", "What is missing", lead, body)
@@ -232,6 +261,7 @@ def made(config: BenchmarkConfig, results: Results) -> str:
     asked = {
         "encoders": [f"{name} ({encoder_name(source)})" for name, source in config.encoders.items()],
         "protocols": config.protocols, "seeds": config.seeds, "fractions": config.fractions,
+        "draws": config.draws,
         "baselines": config.baselines or "none", "options": config.options, **config.task_options,
     }  # fmt: skip
     body = pairs_table("What was asked", flat(asked))
@@ -260,7 +290,9 @@ def _style(arm: str) -> tuple[str, bool]:
 
 
 def _encoder(name: str, arm: str) -> str:
-    return escape(name) if arm == "pretrained" else f'<span class="baseline">{escape(name)}</span>'
+    if arm == "pretrained":
+        return escape(name)
+    return f'<span class="baseline">{escape(name)}</span>'
 
 
 def _label(metric: str) -> str:

@@ -2,8 +2,8 @@
 
 Cells of the ranking are task x structure x metric on per-case values (ranking.py). A missing, failed or
 leaked score ranks last: an encoder that saw the test data has no result on that task. Encoders are compared
-within a protocol and a share of the labels; `scratch` stands beside every protocol, `random` beside the
-frozen ones.
+within a protocol, a share of the labels and 2D or 3D; `scratch` stands beside every protocol, `random` beside
+the frozen ones.
 """
 
 from __future__ import annotations
@@ -21,14 +21,20 @@ from .results import Entry, Results, case_metrics, case_values, tasks_of
 
 @dataclass(slots=True)
 class Standing:
-    """The leaderboard of one protocol and share of the labels."""
+    """The leaderboard of one protocol and share of the labels, over 2D or over 3D tasks."""
 
     protocol: str
     fraction: float
+    ndim: int
     entries: dict[tuple[str, str], Entry]  # (task, encoder)
     tasks: list[str]
     cells: list[RankCell]
     ranks: list[Rank] = field(default_factory=list)  # best first; empty with a single encoder
+
+    @property
+    def detail(self) -> str:
+        """Share of the labels and dimensions, in words."""
+        return f"{100 * self.fraction:g} % of the labels, {self.ndim}D"
 
     @property
     def encoders(self) -> list[str]:
@@ -38,25 +44,29 @@ class Standing:
 
 
 def standings(results: Results) -> list[Standing]:
-    """One for each protocol and share that has scores of an encoder, in the order of the grid."""
-    keys = dict.fromkeys(
-        (entry.protocol, entry.fraction) for entry in results.entries.values() if entry.arm != "scratch"
-    )
-    keys = keys or dict.fromkeys((entry.protocol, entry.fraction) for entry in results.entries.values())
-    return [_standing(results, *key) for key in keys]
+    """One for each protocol, share and number of dimensions with a score, in the order of the grid.
+
+    An encoder that takes 2D images has no place among those of 3D tasks, and the other way round; one that
+    takes both stands in both.
+    """
+    every = list(results.entries.values())
+    probed = [entry for entry in every if entry.arm != "scratch"] or every
+    keys = dict.fromkeys((entry.protocol, entry.fraction, entry.ndim) for entry in probed)
+    return [_standing(every, *key) for key in keys]
 
 
-def _standing(results: Results, protocol: str, fraction: float) -> Standing:
+def _standing(every: Sequence[Entry], protocol: str, fraction: float, ndim: int) -> Standing:
+    same = [entry for entry in every if (entry.fraction, entry.ndim) == (fraction, ndim)]
+    tasks = tasks_of(entry for entry in same if entry.protocol == protocol)
     entries = {
         (entry.task, entry.encoder): entry
-        for entry in results.entries.values()
-        if entry.fraction == fraction and (entry.protocol == protocol or entry.arm == "scratch")
+        for entry in same
+        if entry.task in tasks and (entry.protocol == protocol or entry.arm == "scratch")
     }
-    tasks = tasks_of(entries.values())
     encoders = list(dict.fromkeys(encoder for _, encoder in entries))
     cells = [cell for task in tasks for cell in _rank_cells(task, entries, encoders)]
     ranks = rank_methods(cells) if cells and len(encoders) > 1 else []
-    return Standing(protocol, fraction, entries, tasks, cells, ranks)
+    return Standing(protocol, fraction, ndim, entries, tasks, cells, ranks)
 
 
 def _rank_cells(

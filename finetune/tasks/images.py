@@ -24,6 +24,8 @@ from ..heads import Classifier, FrozenProbe, LinearClassifier
 from ..probes import Attentive, LinearProbe, Neighbours
 from .base import Task, resized
 
+_ROWS = 1024  # cases whose cached features are in memory at a time
+
 
 class WholeImages(Task):
     """Tasks whose example is a whole image and whose target is `target`."""
@@ -168,11 +170,12 @@ class ImageTask(WholeImages):
         """What `activate` gives, float64 [K] a case; `mirror` is of no use here."""
         read = self.reader(network)
         if isinstance(network, FrozenProbe) and self.config.features and self.corrupt is None:
-            rows = torch.from_numpy(self.features(network, cases, device)).to(device)
             network.eval()
-            with torch.no_grad():
-                for part in rows.split(self.plan.batch):
-                    yield from read(network.answer(part).float()).double().cpu().numpy()
+            for start in range(0, len(cases), _ROWS):
+                rows = torch.from_numpy(self.features(network, cases[start : start + _ROWS], device))
+                with torch.no_grad():
+                    for part in rows.split(self.plan.batch):
+                        yield from read(network.answer(part.to(device)).float()).double().cpu().numpy()
             return
         for images in self.evaluated(network, cases, device):
             yield from read(network(images).float()).double().cpu().numpy()
