@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "score a fine-tuned run on its test split: per-case table and report"),
     "predict": ("predict", "new images through a fine-tuned run: NIfTI, DICOM SEG or PNG label maps, CSV"),
     "benchmark": ("benchmark", "encoders x tasks x protocols x seeds as one grid, with a leaderboard"),
+    "export": ("export", "a fine-tuned network as ONNX or as a MONAI bundle, checked against torch"),
     "report": ("report", "put pretraining runs and evaluations on one HTML page"),
     "demo": ("demo", "the whole way on the built-in phantoms, in minutes on two CPU cores"),
 }

@@ -24,6 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dicom-seg", action="store_true", help="DICOM Segmentations in place of NIfTI, for DICOM series"
     )
     parser.add_argument("--mirror", action="store_true", help="average over the task's flips; slower")
+    parser.add_argument(
+        "--ensemble",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="another run to average with",
+    )
     parser.add_argument("--modality", help="of the images, where neither they nor the task record say it")
     parser.add_argument("--device", help="cpu, cuda or mps (default: the run's)")
     parser.set_defaults(run=run)
@@ -38,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         done = predict(
             arguments.run_folder, arguments.inputs, arguments.out, arm=arguments.arm,
             dicom_seg=arguments.dicom_seg, mirror=arguments.mirror, modality=arguments.modality,
-            device=arguments.device, progress=progress,
+            ensemble=arguments.ensemble, device=arguments.device, progress=progress,
         )  # fmt: skip
     before = f" ({done.before} of them before)" if done.before else ""
     say(f"predicted: {done.files} files{before}, table: {done.folder / 'predictions.csv'}")

@@ -9,8 +9,8 @@ was killed. File names go into the output folder and nowhere else, into no log.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ...data.sample import Sample
 from ..data import Case
 from ..run import ARM, MODEL, choose_device, load_arm, read_run
 from ..tasks import TASKS, Task
+from ..tasks.base import Member
 from .dicom_seg import require_highdicom, write_segmentation
 from .held import hold
 from .inputs import Input, find_inputs, read_input, source_of
@@ -56,6 +57,7 @@ def predict(
     dicom_seg: bool = False,
     mirror: bool = False,
     modality: str | None = None,
+    ensemble: Sequence[Path] = (),
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Predicted:
@@ -69,27 +71,32 @@ def predict(
         dicom_seg: write DICOM Segmentations instead of NIfTI, for DICOM series.
         mirror: average segmentations over the record's flips.
         modality: of the images, where neither they nor the task record say it.
+        ensemble: more runs of the same task, whose predictions are averaged with this one's, arm by arm.
 
     Raises:
         ConfigError: not a run, no such arm or input, or `out` holds something else.
         CheckpointError: the arm is not finished, or its weights are damaged.
     """
-    run, folder = Path(run), Path(out)
-    config, plan, _ = read_run(run)
-    task = TASKS[config.task.kind](config, hold([], []), plan, {})
-    names = _arms(run, arm)
-    joined = task.record.source["layout"] == "nnunet_raw" and plan.fingerprint.channels > 1
+    runs, folder = [Path(run), *map(Path, ensemble)], Path(out)
+    tasks = [task_of(one) for one in runs]
+    task = _alike(runs, tasks)
+    names = _arms(runs, arm)
+    joined = task.record.source["layout"] == "nnunet_raw" and task.plan.fingerprint.channels > 1
     found = find_inputs([Path(path) for path in inputs], channels=joined)
     if dicom_seg:
         require_highdicom()
-    place = choose_device(device or config.device)
-    networks = {name: load_arm(task, run / name)[0].to(place) for name in names}
+    place = choose_device(device or task.config.device)
+    networks = {
+        name: [load_arm(own, one / name)[0].to(place) for own, one in zip(tasks, runs, strict=True)]
+        for name in names
+    }
     journal = Journal(folder, {
-        "task": task.record.name, "weights": {name: _digest(run / name / MODEL) for name in names},
+        "task": task.record.name,
+        "weights": {name: [_digest(one / name / MODEL) for one in runs] for name in names},
         "arm": arm, "mirror": mirror, "dicom_seg": dicom_seg, "modality": modality,
     })  # fmt: skip
     todo = [item for item in found if not journal.done(item)]
-    work = _Work(task, networks, place, journal, dicom_seg, mirror)
+    work = _Work(tasks, networks, place, journal, dicom_seg, mirror)
     work.run(todo, source_of(task.record, folder, modality), progress)
     files, failed = journal.write_tables(found)
     return Predicted(folder, files, len(found) - len(todo), failed)
@@ -99,14 +106,19 @@ def predict(
 class _Work:
     """The networks, and the images on their way through them."""
 
-    task: Task
-    networks: dict[str, nn.Module]  # by arm
+    tasks: list[Task]  # of each run
+    networks: dict[str, list[nn.Module]]  # by arm, one of each run
     device: torch.device
     journal: Journal
     dicom_seg: bool
     mirror: bool
     open: dict[str, tuple[Input, list[Row]]] = field(default_factory=dict)  # files with images on their way
     waiting: list[tuple[Input, Sample]] = field(default_factory=list)
+
+    @property
+    def task(self) -> Task:
+        """The first run's, which says what a prediction means."""
+        return self.tasks[0]
 
     def run(self, todo: Sequence[Input], source: Source, progress: Progress | None) -> None:
         """Read, predict and write; a file is noted as done when nothing of it is on its way."""
@@ -163,18 +175,28 @@ class _Work:
     def rows(self, group: Sequence[tuple[Input, Sample]]) -> list[list[Row]]:
         """Rows of the table for each image of a group; label maps are written."""
         task = self.task
-        task.data = hold([sample for _, sample in group], list(task.record.structures))
-        cases = task.data.cases
+        data = hold([sample for _, sample in group], list(task.record.structures))
+        for one in self.tasks:
+            one.data = data
         rows: list[list[Row]] = [[] for _ in group]
-        for arm, network in self.networks.items():
-            predictions = task.predictions(network, cases, self.device, mirror=self.mirror)
-            for number, (case, prediction) in enumerate(zip(cases, predictions, strict=True)):
+        for arm, networks in self.networks.items():
+            predictions = self.predictions(networks, data.cases)
+            for number, (case, prediction) in enumerate(zip(data.cases, predictions, strict=True)):
                 item = group[number][0]
                 labels = task.label_map(prediction)
                 output = {} if labels is None else {"output": self.write(arm, item, case, labels)}
                 first: Row = {"file": item.name, "image": case.meta["frame"], "arm": arm, **output}
                 rows[number] += [first | answer for answer in task.answers(case, prediction)]
         return rows
+
+    def predictions(self, networks: Sequence[nn.Module], cases: Sequence[Case]) -> Iterator[Any]:
+        """One prediction a case, of one network or of all together."""
+        if len(networks) == 1:
+            yield from self.task.predictions(networks[0], cases, self.device, mirror=self.mirror)
+            return
+        for case in cases:
+            members = [Member(task, one, case) for task, one in zip(self.tasks, networks, strict=True)]
+            yield self.task.together(members, self.device, mirror=self.mirror)
 
     def write(self, arm: str, item: Input, case: Case, labels: np.ndarray) -> str:
         """Write a label map; returns its path below the output folder."""
@@ -190,13 +212,40 @@ class _Work:
         return path.relative_to(folder).as_posix()
 
 
-def _arms(run: Path, arm: str) -> list[str]:
-    finished = sorted(path.parent.name for path in run.glob(f"*/{ARM}"))
+def task_of(run: Path) -> Task:
+    """The task of a run without its data."""
+    config, plan, _ = read_run(run)
+    kind = TASKS[config.task.kind]
+    if not kind.standalone:
+        raise ConfigError(
+            f"{run}: a {config.task.kind} task answers with its own cases: use `medloom evaluate`"
+        )
+    return kind(replace(config, features=None), hold([], []), plan, {})  # nothing of new images is kept
+
+
+def _alike(runs: Sequence[Path], tasks: Sequence[Task]) -> Task:
+    """The first task; refuses an ensemble of runs that predict different things."""
+    first = tasks[0].record
+    for run, task in zip(runs, tasks, strict=True):
+        other = task.record
+        if (other.kind, other.names, sorted(other.structures)) != (
+            first.kind, first.names, sorted(first.structures)
+        ):  # fmt: skip
+            raise ConfigError(f"{run}: predicts other things than {runs[0]} ({other.name}, {first.name})")
+    return tasks[0]
+
+
+def _arms(runs: Sequence[Path], arm: str) -> list[str]:
+    finished = sorted(
+        set.intersection(*({path.parent.name for path in run.glob(f"*/{ARM}")} for run in runs))
+    )
     if arm == ALL and finished:
         return finished
     if arm not in finished:
         listed = ", ".join(finished) or "none"
-        raise ConfigError(f"{run}: arm {arm!r} is not finished (finished: {listed}); see `medloom finetune`")
+        raise ConfigError(
+            f"{runs[0]}: arm {arm!r} is not finished (finished: {listed}); see `medloom finetune`"
+        )
     return [arm]
 
 

@@ -120,6 +120,28 @@ def test_probabilities_of_pictures_are_those_that_are_scored(
     assert compared == 12 * 3
 
 
+def test_an_ensemble_averages_what_is_scored(classification_run: Path, workshop: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(classification_run, other)
+    for name in ("model.safetensors", "arm.json"):
+        shutil.copy(other / "scratch" / name, other / "pretrained" / name)
+    file = workshop.root / "pictures" / "patient-00-0.png"
+    runs = [(classification_run, []), (other, []), (classification_run, [other])]
+    values = []
+    for number, (run, more) in enumerate(runs):
+        predict(run, [file], tmp_path / str(number), ensemble=more)
+        values.append(float(table(tmp_path / str(number))[0]["p_bright"]))
+    assert abs(values[0] - values[1]) > 1e-3
+    assert values[2] == pytest.approx((values[0] + values[1]) / 2, abs=2e-6)
+
+
+def test_runs_of_other_tasks_are_no_ensemble(
+    classification_run: Path, segmentation_run: Path, workshop: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="other things"):
+        predict(segmentation_run, [workshop.root / "volumes"], tmp_path, ensemble=[classification_run])
+
+
 def test_one_bad_file_never_ends_it_and_no_name_is_logged(
     classification_run: Path, workshop: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

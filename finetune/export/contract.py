@@ -1,0 +1,92 @@
+"""What stands before and after an exported network, as JSON: enough to serve it without medloom.
+
+The network takes a normalised image on the plan's grid and gives what is scored. `preprocessing.json` says
+how a file becomes that image and how the output becomes an answer, in the order of the steps; the MONAI
+bundle does the same in code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...data.normalise import (
+    HU_LEAST_SPAN,
+    HU_LIMITS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LEAST_STD,
+    RULE,
+)
+from ...data.sample import MODALITIES
+from .graph import Graph
+
+CONTRACT = "preprocessing.json"
+INPUT, OUTPUT = "image", "output"
+_OVERLAP, _SIGMA = 0.5, 0.125  # of the windows, as finetune/windows.py uses them
+
+
+def contract(graph: Graph) -> dict[str, Any]:
+    """The steps, plain JSON values."""
+    task = graph.task
+    plan, record = task.plan, task.record
+    modality = record.source.get("modality")
+    assert modality is None or str(modality) in {str(known) for known in MODALITIES}
+    return {
+        "format": 1,
+        "task": record.name,
+        "kind": record.kind,
+        "arm": graph.arm,
+        "modality": modality,  # null: as each file says
+        "input": {
+            "name": INPUT,
+            "axes": "BCDHW" if plan.ndim == 3 else "BCHW",
+            "channels": plan.channels,
+            "sides": list(plan.patch),
+            "free": ["B", *("DHW"[-plan.ndim :] if graph.free_sides else "")],
+            "multiple_of": list(_multiple(graph)),
+        },
+        "orientation": "volumes: w to the patient's right, h to anterior, d to superior (nearest axes); "
+        "pictures: h down, w right, as displayed",
+        "grid": {
+            "spacing_mm": plan.spacing,  # resampled to it; null: as stored
+            "spacing_tolerance": 0.05,  # axes that are all nearer than this are left alone
+            "resize": plan.resize,  # every image becomes this large; null: not
+            "interpolation": "linear, voxel centres at half integers, antialiased in pictures",
+            "padding": "to the sides of the input, both ends alike, with the lowest normalised value",
+        },
+        "intensity": _intensity(),
+        "windows": {"sides": list(plan.patch), "overlap": _OVERLAP, "weight": "gaussian", "sigma": _SIGMA}
+        if graph.dense
+        else None,
+        "output": {
+            "name": OUTPUT,
+            "meaning": "probabilities of the names, or one number in the label's unit",
+            "names": record.names,
+            "mask_values": [0, *sorted(record.structures)] if graph.dense else None,
+            "unit": record.unit or None,
+        },
+    }
+
+
+def _multiple(graph: Graph) -> list[int]:
+    """What the sides of an input must be multiples of."""
+    encoder: Any = graph.module.network.encoder
+    return list(encoder.patch_of(graph.task.plan.ndim))
+
+
+def _intensity() -> dict[str, Any]:
+    return {
+        "rule": RULE,
+        "formula": "(clip(x, low, high) - mean) / std, per channel, statistics of the whole image",
+        "kinds": {
+            "hu": {"when": f"ct or cbct, values below 0, p99.5 - p0.5 of at least {HU_LEAST_SPAN:g}",
+                   "low": HU_LIMITS[0], "high": HU_LIMITS[1], "mean": 0.0, "std": HU_LIMITS[1]},
+            "colour": {"when": "picture of 8 bit and 3 channels that differ", "low": 0.0, "high": 255.0,
+                       "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
+            "volume": {"when": "other volumes", "low": "p0.5", "high": "p99.5",
+                       "mean": "of the foreground (Otsu)", "std": "of the foreground (Otsu)"},
+            "picture": {"when": "other pictures", "low": "p0.5", "high": "p99.5",
+                        "mean": "(low + high) / 2", "std": "(high - low) / 4"},
+        },
+        "least_std": LEAST_STD,  # of high - low
+    }  # fmt: skip
