@@ -56,7 +56,7 @@ def ghosting(x: np.ndarray, scene: Scene, share: float, rng: np.random.Generator
 
 
 def bias_field(x: np.ndarray, scene: Scene, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Brightness that varies smoothly over the field of view, by exp(+-amount) in its middle part.
+    """Brightness that varies smoothly, by exp(+-amount) at 1.5 standard deviations and at most 1.5 of that.
 
     The logarithm is a polynomial of third order with drawn coefficients, as in Van Leemput et al., TMI 1999.
     """
@@ -71,7 +71,7 @@ def bias_field(x: np.ndarray, scene: Scene, amount: float, rng: np.random.Genera
             field += weight / sum(powers) * term
     # Normalised where the patient is: a polynomial is largest in the corners, which are air.
     middle = field[tuple(slice(n // 6, n - n // 6) for n in scene.shape)]
-    field = (field - middle.mean()) / max(float(np.abs(middle - middle.mean()).max()), 1e-6)
+    field = (field - middle.mean()) / max(1.5 * float(middle.std()), 1e-6)
     return x * np.exp(np.float32(amount) * np.clip(field, -1.5, 1.5))
 
 
