@@ -17,10 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.add_argument("task", help="YAML record of the task (a path, or the name of a shipped one)")
     parser.add_argument(
-        "--encoder", required=True, help="run folder, encoder folder, .safetensors, .ckpt or timm:NAME"
+        "--encoder",
+        required=True,
+        help="run folder, encoder folder, .safetensors, .ckpt, timm:NAME, monai:NAME@FILE, hf:ORG/NAME",
     )
     parser.add_argument("--root", help="folder that holds the task's dataset (default: as the record says)")
-    parser.add_argument("--protocol", help="full, or a probe of frozen features: linear, logistic")
+    parser.add_argument(
+        "--protocol",
+        help="full, sawtooth, unfreeze or lora; a probe of frozen features: knn, logistic, linear, "
+        "attentive, frozen (see docs/protocols.md)",
+    )
     parser.add_argument("--out", help="run folder to create (continued when it exists and is the same run)")
     parser.add_argument(
         "--no-baseline", action="store_true", help="do not train the same network from random weights"

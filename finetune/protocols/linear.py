@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..probes import LinearProbe
 from ..tasks.images import ImageTask
@@ -43,38 +44,45 @@ class Linear(Protocol):
 
 
 class Grid(Candidates):
-    """Rates x readings of the features."""
+    """Rates x readings of the features; one product a reading serves all of its rates.
+
+    A head at rate r is sqrt(r) times what is trained at rate 1: its gradient has the same factor, so that SGD
+    without decay takes the very steps that it would take at r.
+    """
 
     def __init__(self, network: LinearProbe, rates: list[float]) -> None:
         super().__init__()
-        self.rates = rates
+        self.rates, self.outputs = rates, network.head.out_features
         self.readings = list(network.readings())
-        columns = torch.stack(list(network.readings().values()))  # [S, W]
-        self.register_buffer("columns", columns / network.std.cpu())
-        self.register_buffer("mean", network.mean.cpu().clone())
-        shape = (len(columns), network.head.out_features)
-        self.weights = nn.ParameterList(torch.zeros(*shape, columns.shape[1]) for _ in rates)  # [S, K, W]
-        self.biases = nn.ParameterList(torch.zeros(*shape) for _ in rates)
+        self.columns = [columns.nonzero()[:, 0] for columns in network.readings().values()]
+        self.register_buffer("mean", network.mean.detach().clone())
+        self.register_buffer("std", network.std.detach().clone())
+        self.register_buffer("root", torch.tensor(rates).sqrt())
+        rows = len(rates) * self.outputs
+        self.weights = nn.ParameterList(torch.zeros(rows, len(columns)) for columns in self.columns)
+        self.biases = nn.ParameterList(torch.zeros(rows) for _ in self.columns)
 
     def forward(self, rows: Tensor) -> Tensor:
-        columns, mean = self.get_buffer("columns"), self.get_buffer("mean")
-        x = (rows - mean)[:, None] * columns  # [B, S, W]
-        weight, bias = torch.stack(list(self.weights)), torch.stack(list(self.biases))
-        found = torch.einsum("bsw,rskw->rsbk", x, weight) + bias[:, :, None]
-        return found.flatten(0, 1)
+        x = (rows - self.get_buffer("mean")) / self.get_buffer("std")
+        root = self.get_buffer("root")[:, None]
+        found = []
+        for columns, weight, bias in zip(self.columns, self.weights, self.biases, strict=True):
+            outputs = functional.linear(x[:, columns.to(x.device)], weight, bias)
+            found.append(outputs.unflatten(1, (len(self.rates), self.outputs)) * root)
+        return torch.stack(found).permute(2, 0, 1, 3).flatten(0, 1)
 
     def optimiser(self, batch: int) -> torch.optim.Optimizer:
         """SGD with momentum 0.9 and no decay; rates grow with the batch."""
-        groups = [
-            {"params": [weight, bias], "peak": rate * batch / _REFERENCE_BATCH}
-            for rate, weight, bias in zip(self.rates, self.weights, self.biases, strict=True)
-        ]
+        groups = [{"params": list(self.parameters()), "peak": batch / _REFERENCE_BATCH}]
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
 
     def head(self, index: int) -> dict[str, Tensor]:
         rate, reading = divmod(index, len(self.readings))
-        read = (self.get_buffer("columns")[reading] > 0).float()
-        return {"head.weight": self.weights[rate][reading] * read, "head.bias": self.biases[rate][reading]}
+        root = self.get_buffer("root")[rate]
+        own = slice(rate * self.outputs, (rate + 1) * self.outputs)
+        weight = torch.zeros(self.outputs, len(self.get_buffer("mean")), device=root.device)
+        weight[:, self.columns[reading].to(root.device)] = self.weights[reading][own] * root
+        return {"head.weight": weight, "head.bias": self.biases[reading][own] * root}
 
     def described(self, index: int) -> dict[str, Any]:
         rate, reading = divmod(index, len(self.readings))

@@ -242,6 +242,34 @@ def test_the_chosen_head_is_the_one_of_the_grid() -> None:
     assert grid.described(5) == {"rate": 0.2, "blocks": 1, "mean_token": True}
 
 
+def test_each_head_of_the_grid_takes_the_steps_that_it_would_take_alone() -> None:
+    network = LinearProbe(built(TINY_VIT), 3)
+    rows = torch.randn(32, sum(network.widths), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(32) % 3
+    rates = [0.01, 0.3]
+    grid = Grid(network, rates)
+    optimiser = grid.optimiser(256)
+    for share in (1.0, 0.7, 0.2):
+        optimiser.param_groups[0]["lr"] = share
+        outputs = grid(rows)
+        loss = nn.functional.cross_entropy(outputs.flatten(0, 1), labels.repeat(len(outputs)))
+        optimiser.zero_grad()
+        (loss * len(outputs)).backward()
+        optimiser.step()
+    reading = network.readings()[4, True] > 0
+    for index, rate in enumerate(rates):
+        alone = nn.Linear(int(reading.sum()), 3)
+        nn.init.zeros_(alone.weight)
+        nn.init.zeros_(alone.bias)
+        single = torch.optim.SGD(alone.parameters(), lr=0.0, momentum=0.9)
+        for share in (1.0, 0.7, 0.2):
+            single.param_groups[0]["lr"] = rate * share
+            single.zero_grad()
+            nn.functional.cross_entropy(alone(rows), labels).backward()
+            single.step()
+        torch.testing.assert_close(grid(rows)[4 * index + 3], alone(rows), rtol=1e-4, atol=1e-5)
+
+
 def test_attention_finds_the_one_token_that_a_mean_hides() -> None:
     """One of 64 tokens carries the class; its mean is drowned by the noise of the others."""
     generator = torch.Generator().manual_seed(0)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from medloom.data.errors import ConfigError
+from medloom.finetune.evaluation import evaluate
+from medloom.finetune.run import arms, finetune
 from medloom.finetune.slices import Slices, fitted, restored
 from medloom.pretrain.encoders import Encoder, build_encoder
 from medloom.pretrain.transfer import Report
+from safetensors.torch import load_file
 
 VIT = {"name": "vit", "model": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "depth": 3,
        "embed_dim": 24, "num_heads": 2, "in_channels": 1}  # fmt: skip
@@ -111,3 +116,22 @@ def test_only_a_2d_encoder_on_volumes_is_changed() -> None:
     assert restored(flat, 2, "slices") is flat
     any_kind = build_encoder({"name": "vit_any", "size": "tiny", "depth": 1})
     assert fitted(any_kind, Report("a file"), ndim=3, dims="slices") is any_kind
+
+
+@pytest.mark.parametrize(("dims", "protocol"), [("slices", "lora"), ("inflate", "linear")])
+def test_a_run_with_all_its_arms_is_trained_and_scored(
+    dims: str, protocol: str, workshop: Any, volumes: Path, tmp_path: Path
+) -> None:
+    config = workshop.config(
+        volumes, tmp_path / "run", f"protocol={protocol}", f"dims={dims}", "steps=2", "validations=1",
+        f"encoder={workshop.root / 'encoder2d'}", "patch=[8,16,16]",
+    )  # fmt: skip
+    run = finetune(config)
+    table = (evaluate(run) / "cases.csv").read_text()
+    for arm in arms(config):
+        network = load_file(run / arm / "model.safetensors")
+        assert any(name.startswith("encoder.flat.") for name in network) is (dims == "slices")
+        assert f",{arm}," in table
+    assert (run / "pretrained" / "adapters.safetensors").is_file() is (protocol == "lora")
+    facts = json.loads((run / "scratch" / "arm.json").read_text())
+    assert (facts["protocol"], facts["frozen"]) == ("full", False)
