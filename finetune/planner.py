@@ -74,7 +74,7 @@ class Plan:
             grid = f"resampled to {_by(self.spacing)} mm, median {_by(seen.shape)}"
         share = math.prod(min(1.0, p / s) for p, s in zip(self.patch, self.resize or seen.shape, strict=True))
         return [
-            f"{images}; {self.channels} channels",
+            f"{images}; {self.channels} channel{'s' * (self.channels > 1)}",
             grid,
             f"patch {_by(self.patch)} (multiples of {_by(multiple)}), {100 * share:.0f} % of the median case",
             f"batch {self.batch}, activations {self.activation_gib:.2f} of {self.budget_gib:.1f} GiB",
@@ -219,7 +219,7 @@ def _sizes(
     cap = _MOST_VOXELS["cpu" if device == "cpu" else "cuda", found.ndim]
     multiple = encoder.patch_of(found.ndim)
     patch = _checked(given, multiple, record.name) if given else shrink(found.shape, multiple, cap)
-    budget = (config.memory_gib or _free_gib(device) * _SHARE_OF_MEMORY) * 2**30
+    budget = (config.memory_gib or free_gib(device) * _SHARE_OF_MEMORY) * 2**30
     segmentation = record.kind not in WHOLE
     while not given and max(patch) > min(multiple) and _bytes(patch, config, encoder, segmentation) > budget:
         cap //= 2
@@ -293,7 +293,8 @@ def _bytes(patch: Sequence[int], config: FinetuneConfig, encoder: Encoder, segme
     return body + (math.prod(patch) * config.head.width * 20 * 4 if segmentation else 0)
 
 
-def _free_gib(device: str) -> float:
+def free_gib(device: str) -> float:
+    """Memory that is free on a device (a torch device type), in GiB."""
     if device.startswith("cuda"):
         import torch
 

@@ -176,3 +176,25 @@ def test_a_label_map_lies_on_the_grid_of_the_file(
     wanted = [np.asarray(nib.load(folder / f"p{number}-mask.nii.gz").dataobj) for number in (2, 5)]  # type: ignore
     assert all(any(np.array_equal(one, other) for other in found) for one in wanted)
     assert found[0].dtype == np.uint8
+
+
+@pytest.mark.parametrize("codes", ["RAS", "PIR", "LSA"])
+def test_a_flat_nifti_gets_a_flat_label_map(codes: str, tmp_path: Path) -> None:
+    from medloom.data.readers.nifti import read
+
+    orientation = nib.orientations
+    own = orientation.axcodes2ornt(tuple(codes))
+    turn = orientation.inv_ornt_aff(
+        orientation.ornt_transform(orientation.axcodes2ornt("RAS"), own), (9, 7, 1)
+    )
+    affine = np.diag([0.5, 0.75, 2.0, 1.0]) @ turn
+    stored = np.random.default_rng(0).integers(0, 3, (9, 7) if own[0, 0] == 0 else (7, 9)).astype(np.uint8)
+    nib.Nifti1Image(stored, affine).to_filename(tmp_path / "flat.nii")
+    image = read([tmp_path / "flat.nii"])[0]
+    assert image.affine is not None
+    meta = {"shape": list(image.array.shape), "affine": image.affine.tolist(), "facts": image.facts,
+            "spacing": list(image.spacing or ())}  # fmt: skip
+    written = nib.load(write_label_map(tmp_path / "out", image.array[0], meta))
+    assert isinstance(written, nib.Nifti1Image)
+    assert np.array_equal(np.asarray(written.dataobj), stored)
+    assert np.allclose(written.affine, nib.load(tmp_path / "flat.nii").affine)  # type: ignore[attr-defined]
