@@ -254,11 +254,11 @@ class Detection(Task):
         ]  # fmt: skip
 
     def picture(self, path: Path, case: Case, prediction: Boxes) -> None:
-        """Reference boxes and as many of the best predicted ones (three at least)."""
+        """Reference boxes and as many of the best predicted ones (one at least)."""
         from ..overlays import box_overlay
 
         reference = self.data.boxes[case.key]
-        count = max(3, len(reference))
+        count = max(1, len(reference))
         box_overlay(path, case, self.image(case), reference.corners, prediction.corners[:count])
 
 

@@ -105,7 +105,7 @@ def smear_run(workshop: Workshop, smears: Path) -> Path:
     """Both arms, trained for long enough to find most objects."""
     return finetune(
         workshop.config(
-            smears, workshop.root / "run-smears", "steps=90", "validations=2", "batch_size=8",
+            smears, workshop.root / "run-smears", "steps=40", "validations=2", "batch_size=8",
             "optim.head_lr=4e-3", "detection.width=16",
         )
     )  # fmt: skip
@@ -157,7 +157,7 @@ def test_objects_in_pictures_are_learnt_scored_and_written(
 
 def test_objects_in_volumes_are_found_by_windows(workshop: Workshop, nodules: Path, tmp_path: Path) -> None:
     config = workshop.config(
-        nodules, tmp_path / "run", "steps=90", "validations=1", "batch_size=4", "baseline=false",
+        nodules, tmp_path / "run", "steps=40", "validations=1", "batch_size=4", "baseline=false",
         "patch=[16,32,32]", "optim.head_lr=4e-3", "detection.width=16", "foreground=0.8",
     )  # fmt: skip
     run = finetune(config)
