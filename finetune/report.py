@@ -23,6 +23,7 @@ from .report_inputs import Inputs, read_inputs
 from .report_sections import cases, leakage, results, section, worst
 from .report_subgroups import subgroups
 from .report_training import collection, environment, last, training
+from .report_tuning import tuning
 from .robustness.page import robustness
 from .verdict import verdict
 
@@ -68,6 +69,7 @@ def render(inputs: Inputs, title: str) -> str:
         cases(inputs.evaluations),
         robustness(inputs.evaluations),
         worst(inputs.evaluations),
+        tuning(inputs.evaluations),
         training(inputs.runs),
         collection(inputs.runs),
         environment(inputs.evaluations, inputs.runs),

@@ -63,6 +63,7 @@ class Evaluation:
     worst: list[dict[str, Any]] = field(default_factory=list)  # value, arm, case, structure, metric, picture
     summary: dict[str, Any] = field(default_factory=dict)
     draws: dict[str, np.ndarray] = field(default_factory=dict)  # `arm|metric` -> bootstrap draws [R]
+    tuning: dict[str, Any] = field(default_factory=dict)  # tuning.json of a searched run
     robustness: dict[str, Any] = field(default_factory=dict)  # robustness.json, and its sheet as `picture`
 
     def score(self, arm: str, metric: str, structure: str) -> Score | None:
@@ -158,6 +159,8 @@ def _evaluation(path: Path, missing: list[str]) -> Evaluation | None:
         if image is not None and uri is None:
             missing.append(f"{result.task}: the picture {image.name} of a worst case cannot be read.")
         result.worst.append({**row, "picture": uri})
+    if (searched := folder.parent / "tuning.json").is_file():
+        result.tuning = _json(searched, searched.name, missing)
     result.robustness = _robustness(folder / "robustness", missing)
     if not result.arms:
         missing.append(f"{label} holds no scores.")

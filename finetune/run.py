@@ -226,7 +226,7 @@ def _opened(folder: Path, config: FinetuneConfig) -> Iterator[None]:
     existing = folder / CONFIG
     now = to_dict(config)
     if existing.is_file():
-        changed = _differences(read_yaml(existing), now)
+        changed = differences(read_yaml(existing), now)
         if changed:
             raise ConfigError(
                 f"{folder}: holds a run with another configuration ({'; '.join(changed[:3])}): choose "
@@ -258,7 +258,8 @@ def _opened(folder: Path, config: FinetuneConfig) -> Iterator[None]:
             raise
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two configurations disagree on, in words; where things lie and on what they run does not count."""
     keys = sorted((before.keys() | now.keys()) - set(_FREE), key=str)
     # Through JSON, because YAML gives integer keys back where JSON has text.
     plain = [json.loads(json.dumps(side, default=str)) for side in (dict(before), dict(now))]

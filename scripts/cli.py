@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diagnose": ("diagnose", "what a run's curves mean, and what usually mends them; 1 when an alarm stands"),
     "finetune": ("finetune", "fine-tune an encoder on a held-out task, beside the from-scratch baseline"),
     "curve": ("curve", "label efficiency: an encoder and its baselines at growing numbers of labels"),
+    "tune": ("tune", "search a task's rates and augmentation on validation, then train and score once"),
     "evaluate": ("evaluate", "score a fine-tuned run on its test split: per-case table and report"),
     "predict": ("predict", "new images through a fine-tuned run: NIfTI, DICOM SEG or PNG label maps, CSV"),
     "benchmark": ("benchmark", "encoders x tasks x protocols x seeds as one grid, with a leaderboard"),
