@@ -249,10 +249,11 @@ def _list_cases(record: TaskRecord, data: TaskData) -> None:
     metas = [(ref, data.shards.meta(ref)) for ref in data.shards.refs()]
     if record.kind in WHOLE and record.kind != "regression" and not record.classes:
         _need_classes(record, [meta for _, meta in metas])
+    listed = any(record.label in (meta.get("labels") or {}) for _, meta in metas)
     usable: list[tuple[SampleRef, dict[str, Any], tuple[float, ...]]] = []
     for ref, meta in metas:
         try:
-            usable.append((ref, meta, _target(record, meta)))
+            usable.append((ref, meta, _target(record, meta, listed)))
         except CollectionError as error:
             data.skipped.append({"key": meta["key"], "reason": str(error)})
     groups = strata(record, [target for _, _, target in usable])
@@ -261,9 +262,9 @@ def _list_cases(record: TaskRecord, data: TaskData) -> None:
     data.skipped.sort(key=lambda row: row["key"])
 
 
-def _target(record: TaskRecord, meta: dict[str, Any]) -> tuple[float, ...]:
+def _target(record: TaskRecord, meta: dict[str, Any], listed: bool) -> tuple[float, ...]:
     if record.kind in WHOLE:
-        return read_target(record, meta.get("labels") or {})
+        return read_target(record, meta.get("labels") or {}, listed=listed)
     needs_mask = record.kind != "detection" or record.boxes != "shapes"
     if needs_mask and not meta.get("mask"):
         raise CollectionError("has no mask")

@@ -3,9 +3,10 @@
 A target is a tuple of numbers. `strata` sorts the cases into groups that a drawn split keeps present in
 every part: classes and grades as they are, findings by the rarest that an image has, numbers by fifths.
 
-Findings come in two forms. One label that lists what applies ("effusion|mass"): the others are absent. Or one
-label for each finding, 1 or 0, as in CheXpert's table: an empty cell or -1 (uncertain) is not known, and that
-finding of that image is neither learnt nor scored.
+Findings come in two forms. One label that lists what applies ("effusion|mass"): the others are absent, and
+all of them where the list is empty or says "No Finding", as in NIH ChestX-ray14. Or one label for each
+finding, 1 or 0, as in CheXpert's table: an empty cell or -1 (uncertain) is not known, and that finding of
+that image is neither learnt nor scored.
 """
 
 from __future__ import annotations
@@ -26,17 +27,21 @@ logger = logging.getLogger(__name__)
 
 UNKNOWN = -1.0
 _TRUTH = {"1": 1.0, "true": 1.0, "yes": 1.0, "0": 0.0, "false": 0.0, "no": 0.0, "-1": UNKNOWN}
+_NOTHING = {"no finding", "no findings", "none", "normal"}  # as one of the words; unless it is a class
 _FIFTHS = 5
 
 
-def read_target(record: TaskRecord, labels: Mapping[str, Any]) -> tuple[float, ...]:
+def read_target(record: TaskRecord, labels: Mapping[str, Any], *, listed: bool = False) -> tuple[float, ...]:
     """Target of an image; classes count from 0 in the record's order, findings are 1, 0 or -1 (not known).
+
+    Args:
+        listed: the source lists findings under `record.label`, so that an image without has none.
 
     Raises:
         CollectionError: the label is missing or is not one that the record declares.
     """
     if record.kind == "multilabel":
-        return _findings(record, labels)
+        return _findings(record, labels, listed)
     word = labels.get(record.label)
     if word is None:
         found = f"; it has {', '.join(sorted(map(str, labels)))}" if labels else ""
@@ -112,15 +117,15 @@ def check_split(
         )
 
 
-def _findings(record: TaskRecord, labels: Mapping[str, Any]) -> tuple[float, ...]:
-    said = labels.get(record.label)
+def _findings(record: TaskRecord, labels: Mapping[str, Any], listed: bool) -> tuple[float, ...]:
+    said = labels.get(record.label, [] if listed else None)
     if said is None:
         target = tuple(_stated(labels.get(name), name) for name in record.classes)
         if all(value == UNKNOWN for value in target):
             raise CollectionError(f"has neither a label {record.label!r} nor one of the findings")
         return target
     present = {str(one) for one in said} if isinstance(said, list) else {str(said)}
-    strange = sorted(present - set(record.classes))
+    strange = sorted(word for word in present - set(record.classes) if word.lower() not in _NOTHING)
     if strange:
         raise CollectionError(
             f"finding {strange[0]!r} is not among the classes{nearest(strange[0], record.classes)}"

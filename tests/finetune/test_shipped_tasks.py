@@ -1,4 +1,4 @@
-"""Records of the Decathlon and MedMNIST, from the folder that `medloom data fetch` leaves to a score."""
+"""Shipped records: from the folder that `medloom data fetch` leaves, or a user's own, to a score."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from medloom.data.fetch.fetch import fetch
 from medloom.data.fetch.plan import given, plan
 from medloom.finetune.config import load_config
 from medloom.finetune.data import prepare
 from medloom.finetune.evaluation import evaluate
+from medloom.finetune.record import KINDS
 from medloom.finetune.run import finetune
+from medloom.finetune.splits import make_split
+from PIL import Image
 
 from ..data.fetch import sets
 
@@ -97,3 +101,49 @@ def test_another_size_of_medmnist_is_a_matter_of_two_keys(tmp_path: Path) -> Non
     record = load_config("breastmnist", ["encoder=x", *items]).task
     data = prepare(record, root=root, cache=tmp_path / "cache")
     assert {case.shape for case in data.cases} == {(64, 64)}
+
+
+def own_images(root: Path, kind: str) -> list[str]:
+    """Images as the head of configs/tasks/generic-KIND.yaml asks for them; returns what the user adds."""
+    rng = np.random.default_rng(0)
+    names = [f"{'ab'[number % 2]}/{number:02d}.png" for number in range(24)]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / name)
+        if kind == "segmentation":
+            Image.fromarray((pixels > 128).astype(np.uint8) * 255).save(root / f"{name[:-4]}_mask.png")
+    words = {"multilabel": ["mass|oedema", "mass", "", "No Finding", "oedema", "mass"],
+             "ordinal": ["mild", "none", "severe"],
+             "regression": ["1.5", "2.25", "-3", "12", "40"]}.get(kind)  # fmt: skip
+    column = {"multilabel": "findings", "ordinal": "grade", "regression": "value"}.get(kind)
+    if words:
+        rows = [{"file": name, "subject": f"s{number}", column: words[number % len(words)]}
+                for number, name in enumerate(names)]  # fmt: skip
+        with (root / "labels.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    if kind == "detection":
+        images = [{"id": n, "file_name": name, "width": 32, "height": 32} for n, name in enumerate(names)]
+        boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [4, 6, 10, 12]} for n in range(24)]
+        facts = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "nodule"}]}
+        (root / "boxes.json").write_text(json.dumps(facts))
+    classes = {"classification": "a,b", "retrieval": "a,b", "multilabel": "mass,oedema",
+               "ordinal": "none,mild,severe", "detection": "nodule"}.get(kind)  # fmt: skip
+    return [f"task.classes=[{classes}]"] if classes else []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_generic_record_takes_a_users_own_images(kind: str, tmp_path: Path) -> None:
+    items = own_images(tmp_path / "images", kind)
+    record = load_config(f"generic-{kind}", ["encoder=x", "task.salt=a salt for tests only", *items]).task
+    data = prepare(record, root=tmp_path / "images", cache=tmp_path / "cache")
+    assert len(data.cases) == 24 and not data.skipped
+    parts = make_split(data.items(), record.split, data.rank)
+    assert set(parts.values()) == {"train", "val", "test"}
+    if kind == "multilabel":  # no finding is an answer, too
+        found = [case.target for case in data.cases]
+        assert [found.count(target) for target in ((1, 1), (1, 0), (0, 0), (0, 1))] == [4, 8, 8, 4]
+    elif kind not in ("segmentation", "detection"):
+        assert len({case.target for case in data.cases}) == {"ordinal": 3, "regression": 5}.get(kind, 2)

@@ -195,6 +195,7 @@ def test_findings_in_columns_of_their_own_may_be_unknown(
     listed = {case.key: case.target for part in whole.cases.values() for case in part}
     stated = {case.key: case.target for part in parts.cases.values() for case in part}
     assert {value for target in stated.values() for value in target} == {-1.0, 0.0, 1.0}
+    assert len(listed) == len(stated) == 100 and (0.0, 0.0) in listed.values()
     assert all(b in (-1.0, a) for key in stated for a, b in zip(listed[key], stated[key], strict=True))
     unknown = next(case for case in parts.cases["train"] if case.target[1] == -1)
     logits = torch.zeros(1, 2, requires_grad=True)
