@@ -211,7 +211,7 @@ class _Search:
         states = self.optuna.trial.TrialState
         finished = [one for one in self.study.trials if one.state == states.COMPLETE]
         importance: dict[str, float] = {}
-        if len({one.value for one in finished}) > 1:
+        if len(finished) >= _STARTUP and len({one.value for one in finished}) > 1:  # fewer say nothing
             found = self.optuna.importance.get_param_importances(
                 self.study, evaluator=self.optuna.importance.FanovaImportanceEvaluator(seed=self.config.seed)
             )
