@@ -54,8 +54,7 @@ def test_task_records_name_datasets_of_the_catalogue(catalog):
     }
     for name, ids, _, _ in tasks_here():
         known = any(identifier in catalog for identifier in ids)
-        # Phantoms and a user's own images are nobody's; the catalogue has no row of BCCD.
-        assert known or name.startswith(("phantom", "generic")) or name == "realdata-bccd", name
+        assert known or name.startswith(("phantom", "generic")), name
 
 
 @pytest.mark.parametrize("identifier", ["msd-task03-liver", "msd-task10-colon", "pathmnist", "organmnist3d"])
