@@ -7,8 +7,9 @@ its weights on the same validation cases at the same steps, predicts by MONAI's 
 scored by the same Dice on the same test cases. `dynunet` and `segresnet` are trained as in MONAI's tutorials
 (modules/dynunet_pipeline; 3d_segmentation/brats_segmentation_3d): their losses, optimisers, rates, schedules
 and augmentation. Two things are kinder to them: mirror images only along the axis that the labels allow, and
-`-adamw` trains the same networks with AdamW at 2e-3, a rate for short runs. The filters of DynUNet are halved (16 to
-128), because all of this is to run on two cores. A finished run is a file in `--work`; a second call goes on.
+`-adamw` trains the same networks with AdamW at 2e-3, a rate for short runs. The filters of DynUNet are halved
+(16 to 128), because all of this is to run on two cores. A finished run is a file in `--work`; a second call
+goes on.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def _examples(family: str, task: Any) -> Iterator[dict[str, Tensor]]:
             mt.RandZoomd(keys, min_zoom=0.9, max_zoom=1.2, mode=("trilinear", "nearest"),
                          align_corners=(True, None), prob=0.15),
             mt.RandGaussianNoised("image", std=0.01, prob=0.15),
-            mt.RandGaussianSmoothd("image", *[(0.5, 1.15)] * 3, prob=0.15),
+            mt.RandGaussianSmoothd("image", (0.5, 1.15), (0.5, 1.15), (0.5, 1.15), prob=0.15),
             mt.RandScaleIntensityd("image", factors=0.3, prob=0.15),
         ]  # fmt: skip
         transform = mt.Compose([*middle, *flips])

@@ -38,7 +38,9 @@ class OptimConfig:
     # hippocampus, 300 steps from scratch: validation Dice 0.855 with 5e-3 and 0.827 with 1e-3 (one seed).
     head_lr: float | None = None
     encoder_lr: float = 2e-4  # pretrained encoder: rate of the last block, before layer-wise decay
-    scratch_lr: float = 5e-4  # encoder from random weights, every block alike
+    # Encoder from random weights, every block alike; None: 2e-3 for convolutions in segmentation, else 5e-4.
+    # Measured on the hippocampus, 120 steps: Dice 0.782 with 2e-3 and 0.761 with 5e-4 (one seed).
+    scratch_lr: float | None = None
     layer_decay: float = 0.75  # factor per block from the last to the first, pretrained encoder only
     weight_decay: float = 0.05  # not on norms, biases and embeddings
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])

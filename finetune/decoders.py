@@ -9,7 +9,8 @@ network from random weights is always trained beside it.
 
 `Unetr` (arXiv 2103.10504) asks more of the transformer: only full resolution is the image's, the strides
 between are unfolded from the tokens of shallower blocks. Its unfolding is one transposed convolution a depth
-in place of a stack of them, for a third of the arithmetic.
+in place of a stack of them, for a third of the arithmetic. It needs long training: from scratch on the
+hippocampus it reached a Dice of 0.67 in 120 steps, the U-Net 0.75 (benchmarks/segmentation.py).
 """
 
 from __future__ import annotations

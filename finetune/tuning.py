@@ -169,7 +169,8 @@ class _Search:
 
         section, _, name = knob.key.partition(".")
         value = getattr(getattr(self.config, section), name)
-        value = head_rate(self.config.task.kind) if value is None else value
+        if value is None:  # chosen by the kind of task, or (scratch_lr) by the encoder: the middle of the range
+            value = head_rate(self.config.task.kind) if name == "head_lr" else (knob.low * knob.high) ** 0.5
         return float(min(max(value, knob.low), knob.high))
 
     def _try(self, trial: Any, progress: Progress | None) -> bool:

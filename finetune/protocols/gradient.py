@@ -107,7 +107,7 @@ def groups(
     encoder = network.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
     new = {id(p) for p in (*added, *encoder.added())}
-    rate = optim.encoder_lr if pretrained else optim.scratch_lr
+    rate = optim.encoder_lr if pretrained else scratch_rate(config, encoder)
     decay = optim.layer_decay if pretrained else 1.0
     result: list[dict[str, Any]] = []
     for group in param_groups(encoder, weight_decay=optim.weight_decay, layer_decay=decay):
@@ -127,6 +127,14 @@ def groups(
                 result.append({"params": chosen, "weight_decay": optim.weight_decay if wanted else 0.0,
                                "peak": head_lr, "encoder": inside})  # fmt: skip
     return result
+
+
+def scratch_rate(config: FinetuneConfig, encoder: Encoder) -> float:
+    """`optim.scratch_lr`, or what suits the encoder where it is not given."""
+    if config.optim.scratch_lr is not None:
+        return config.optim.scratch_lr
+    convolutions = config.task.kind == "segmentation" and encoder.convolutional
+    return 2e-3 if convolutions else 5e-4
 
 
 def head_rate(kind: str) -> float:

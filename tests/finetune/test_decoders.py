@@ -128,3 +128,18 @@ def test_the_deep_loss_is_the_weighted_mean_of_its_levels() -> None:
     parts = [CrossEntropy()(s, t) for s, t in zip(scales, shown, strict=True)]
     wanted = (parts[0] + parts[1] / 2 + parts[2] / 4) / 1.75
     assert torch.allclose(deep_loss(CrossEntropy(), scales, labels), wanted)
+
+
+def test_convolutions_from_random_weights_get_a_rate_of_their_own() -> None:
+    from medloom.finetune.config import load_config
+    from medloom.finetune.protocols.gradient import groups
+
+    def rate(encoder: str, *items: str) -> float:
+        config = load_config("realdata-hippocampus", ["encoder=x", *items])
+        network = decoder(build_encoder(ENCODERS[encoder][0]), 3, config.head)
+        found = groups(network, config, pretrained=False)
+        return max(group["peak"] for group in found if group["encoder"])
+
+    assert rate("resnet") == 2e-3
+    assert rate("vit3d") == 5e-4
+    assert rate("resnet", "optim.scratch_lr=1e-4") == 1e-4
