@@ -169,7 +169,7 @@ class _Search:
 
         section, _, name = knob.key.partition(".")
         value = getattr(getattr(self.config, section), name)
-        if value is None:  # chosen by the kind of task, or (scratch_lr) by the encoder: the middle of the range
+        if value is None:  # by the kind of task; scratch_lr is by the encoder: the middle of the range
             value = head_rate(self.config.task.kind) if name == "head_lr" else (knob.low * knob.high) ** 0.5
         return float(min(max(value, knob.low), knob.high))
 
