@@ -254,6 +254,7 @@ def test_a_leaked_score_has_no_rank(board: BenchmarkConfig, tmp_path: Path) -> N
     assert "Leaked, and so without a rank there: deep on volumes" in page.read_text()
 
 
+@pytest.mark.slow
 def test_processes_do_the_cells_and_one_that_dies_costs_its_cell_alone(
     workshop: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,16 +280,14 @@ def test_processes_do_the_cells_and_one_that_dies_costs_its_cell_alone(
     assert not (cells[1].folder(config.folder) / "failure.json").exists()
 
 
-def test_a_stopped_grid_goes_on_and_finished_cells_stay(
-    workshop: Any, pictures: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_a_stopped_grid_goes_on(workshop: Any, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "b"
     command = [sys.executable, "-m", "medloom.scripts.cli", "benchmark", "--out", str(out)]
     words = [*command, "--encoder", f"mine={workshop.root / 'encoder2d'}", "--task", str(pictures),
-             "--protocol", "full", "--no-baseline", "--seed", "0", "--seed", "1",
-             "--root", str(workshop.root), f"cache={workshop.cache}", "device=cpu",
-             "options.batch_size=8", "options.steps=400",
-             "options.validations=1", "options.checkpoint_minutes=0.001"]  # fmt: skip
+             "--protocol", "full", "--no-baseline", "--root", str(workshop.root), f"cache={workshop.cache}",
+             "device=cpu", "options.batch_size=8", "options.steps=80", "options.validations=1",
+             "options.checkpoint_minutes=0"]  # fmt: skip
     first = out / "cells" / "pictures" / "mine" / "full-100-s0"
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
         while child.poll() is None and not (first / "run" / "pretrained" / "last.ckpt").is_file():
@@ -299,10 +298,9 @@ def test_a_stopped_grid_goes_on_and_finished_cells_stay(
     assert not (out / "leaderboard.html").exists()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 done" in done.stdout
-    assert state(first) == "done"
+    assert "1 done" in done.stdout
     rows = (first / "run" / "pretrained" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows if "loss" in json.loads(row)] == list(range(10, 401, 10))
+    assert [json.loads(row)["step"] for row in rows if "loss" in json.loads(row)] == list(range(10, 81, 10))
 
 
 def test_a_cell_that_another_process_does_is_passed_by(workshop: Any, board: BenchmarkConfig) -> None:
