@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Two files of tests at a time, each on one thread: networks this small gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-all lint format clean
 
@@ -22,10 +24,10 @@ lint: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: lint  ## lint, types and the tests that fit a coffee break
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint  ## also the long ones (kill and resume, peers)
-	MEDLOOM_NEW_EXAMPLES=1 $(BIN)/python -m pytest
+	MEDLOOM_NEW_EXAMPLES=1 $(PYTEST)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
