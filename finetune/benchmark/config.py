@@ -65,18 +65,7 @@ class BenchmarkConfig:
             values = getattr(self, key)
             if len(set(values)) != len(values):
                 raise ConfigError(f"{key}: {values}: something is listed twice")
-        for key in (
-            "out",
-            "encoder",
-            "protocol",
-            "seed",
-            "fraction",
-            "draw",
-            "shots",
-            "baseline",
-            "arm",
-            "task",
-        ):
+        for key in _OWN:
             if key in self.options:
                 raise ConfigError(f"options.{key}: is the grid's own: give it outside of `options`")
 
