@@ -24,15 +24,21 @@ SAMPLES = 32  # of each source
 FAR = 2.0  # a spacing that is this many times outside what was seen is worth a word
 
 
-def input_contract(config: StreamConfig, shards: Shards, sources: Sequence[SourceEntry]) -> dict[str, Any]:
+def input_contract(
+    config: StreamConfig, sizes: Sequence[Sequence[int]], shards: Shards, sources: Sequence[SourceEntry]
+) -> dict[str, Any]:
     """The `input` section of encoder.json.
 
+    Args:
+        sizes: the largest size that met the encoder, for each shape class of the run; what the loader gave
+            (`config.crop`) is larger where the objective cuts views from it.
+
     Returns:
-        rule, crop (and crops, where a run has several), channels, and modalities: name -> images seen in the
-        collection, share of each normalisation, channels as stored, and for volumes the spacing in mm along
-        (D, H, W) at the 5th, 50th and 95th percentile.
+        rule, crop (and crops, where a run has several classes), channels, and modalities: name -> images seen
+        in the collection, share of each normalisation, channels as stored, and for volumes the spacing in mm
+        along (D, H, W) at the 5th, 50th and 95th percentile.
     """
-    crops = [list(part.crop) for part in config.each()]
+    crops = [list(size) for size in sizes]
     return {
         "rule": RULE,
         "crop": crops[0],

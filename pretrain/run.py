@@ -88,7 +88,9 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
             recorder.finished = not saver.preempted
         if main and recorder.finished:
             save_encoder(
-                folder.path, objective.released(encoder), provenance(config, manifest, data, ancestor)
+                folder.path,
+                objective.released(encoder),
+                provenance(config, manifest, data, objective, ancestor),
             )
     if main and saver.preempted and config.trainer.requeue:
         preempt.requeue()
@@ -207,8 +209,7 @@ def probe(
     """The probes, when they are wanted; how often is written into the configuration."""
     if config.probe.every_steps == 0:
         return None
-    sizes = [max(objective.sizes(part.crop), key=math.prod) for part in config.data.each()]
-    probes = Probe(config.probe, config.data, sizes)
+    probes = Probe(config.probe, config.data, largest(config, objective))
     config.probe.every_steps = cadence(config.probe, probes.images, config.steps, config.data.step_samples)
     if config.probe.every_steps == 0:
         return None
@@ -261,8 +262,17 @@ def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
     )  # fmt: skip
 
 
+def largest(config: PretrainConfig, objective: Objective) -> list[tuple[int, ...]]:
+    """The largest size that meets the encoder, of each shape class: views are smaller than what is loaded."""
+    return [max(objective.sizes(part.crop), key=math.prod) for part in config.data.each()]
+
+
 def provenance(
-    config: PretrainConfig, manifest: Manifest, data: Stream, ancestor: dict[str, Any] | None
+    config: PretrainConfig,
+    manifest: Manifest,
+    data: Stream,
+    objective: Objective,
+    ancestor: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What encoder.json says about where the weights come from, beside what the encoder says of itself."""
     sources = [
@@ -285,7 +295,7 @@ def provenance(
     if ancestor is not None:  # what the initial weights were trained on counts as seen, too
         training["ancestor"] = {key: ancestor.get(key) for key in ("sha256", "training", "held_out")}
     return {
-        "input": input_contract(config.data, data.shards, data.sources),
+        "input": input_contract(config.data, largest(config, objective), data.shards, data.sources),
         "training": training,
         "held_out": asdict(manifest.held_out),
     }

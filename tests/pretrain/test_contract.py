@@ -29,6 +29,16 @@ def test_it_travels_with_the_encoder(tiny_config: Callable[..., Any], tmp_path: 
         assert seen["mri"]["spacing_mm"] == {key: [1.0, 1.0, 1.0] for key in ("p5", "p50", "p95")}
 
 
+def test_the_crop_is_what_met_the_encoder_not_what_was_loaded(
+    tiny_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path / "run", "trainer.steps=1", ndim=2)
+    crops = [{"count": 2, "size": [8, 8]}]
+    config.objective = {"name": "simclr", "hidden_dim": 16, "out_dim": 8, "crops": crops}
+    assert list(config.data.crop) == [16, 16]
+    assert load_encoder(pretrain(config))[1].record["input"]["crop"] == [8, 8]
+
+
 def test_what_is_strange_is_said() -> None:
     contract = {"modalities": {"mri": MR, "x-ray": {"images": 3}}}
     assert strangers(contract, ["mri", "mri"], [3.0, 1.0, 0.6]) == []
