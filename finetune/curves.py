@@ -23,9 +23,10 @@ import numpy as np
 
 from ..data.errors import ConfigError
 from .hierarchy import pooled, pooled_difference
+from .metrics import info
 from .report_inputs import Evaluation
 from .statistics import Interval
-from .verdict import HEADLINES, OVERALL, info
+from .verdict import HEADLINES, OVERALL
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from .config import FinetuneConfig
 from .data import Case, prepare
 from .ensemble import Together, predictions
 from .leakage import pretraining_shards, statement, worst_of
-from .metrics import METRICS, EmptyPolicy
+from .metrics import CaseRow, EmptyPolicy, info
 from .prediction.labelmaps import write_label_map
 from .run import ENCODER, arms, choose_device, public_name, read_run
 from .scoring import CaseTable, arm_draws, arm_scores, comparisons
@@ -193,7 +193,7 @@ def _score(
         zip(cases, predictions(task, network, cases, device, mirror=mirror), strict=True), start=1
     ):
         for row in task.rows(case, prediction):
-            table.rows.append(case_row(task, arm, case, row.structure, row.metric, row.value, row.status))
+            table.rows.append(case_row(task, arm, case, row))
         if task.set_metrics:
             kept.append(prediction)
         labels = task.label_map(prediction) if save else None
@@ -206,15 +206,13 @@ def _score(
     return kept
 
 
-def case_row(
-    task: Task, arm: str, case: Any, structure: str, metric: str, value: float, status: str
-) -> dict[str, Any]:
+def case_row(task: Task, arm: str, case: Case, row: CaseRow) -> dict[str, Any]:
     """One row of cases.csv."""
     config = task.config
     return {
         "task": task.record.name, "kind": task.record.kind, "protocol": config.protocol, "arm": arm,
-        "seed": config.seed, "case": case.key, "subject": case.subject, "structure": structure,
-        "metric": metric, "value": value, "status": status,
+        "seed": config.seed, "case": case.key, "subject": case.subject, "structure": row.structure,
+        "metric": row.metric, "value": row.value, "status": row.status,
     }  # fmt: skip
 
 
@@ -230,7 +228,7 @@ def _worst(
 ) -> list[dict[str, Any]]:
     """The cases of an arm with the worst mean of `task.worst`, with a picture each."""
     cases, metric = task.cases[split], task.worst
-    sign = -1 if metric in METRICS and not METRICS[metric].higher_is_better else 1
+    sign = 1 if info(metric).higher_is_better else -1
     values: dict[str, list[tuple[float, str]]] = {}
     for row in table.rows:
         if (row["arm"], row["metric"]) == (arm, metric) and math.isfinite(row["value"]):

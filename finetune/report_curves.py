@@ -9,8 +9,9 @@ from html import escape
 from .charts import arm_class, interval_mark, number
 from .charts_curves import label_curve
 from .curves import DRAWS, Curve, Point
+from .metrics import info
 from .report_sections import arm_order, section, table
-from .verdict import info, signed
+from .verdict import signed
 
 
 def label_curves(found: Sequence[Curve]) -> str:

@@ -14,9 +14,10 @@ from html import escape
 from typing import Any
 
 from .charts import Pair, arm_class, interval_mark, number, paired_dots
+from .metrics import info
 from .report_inputs import Comparison, Evaluation, Score, finite
 from .statistics import holm
-from .verdict import HEADLINES, OVERALL, case_table, headline, info, oriented, signed
+from .verdict import HEADLINES, OVERALL, case_table, headline, oriented, signed
 
 _FOLDER = re.compile(r"(?<![\w.:/<])(?:[A-Za-z]:)?[/\\~](?:[^\s/\\'\"<>]+[/\\])+")
 

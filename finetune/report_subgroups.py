@@ -8,9 +8,10 @@ from html import escape
 from typing import Any
 
 from .charts import arm_class, interval_mark, number
+from .metrics import info
 from .report_inputs import Evaluation, finite
 from .report_sections import arm_order, section, table
-from .verdict import HEADLINES, info, signed
+from .verdict import HEADLINES, signed
 
 
 def subgroups(evaluations: Sequence[Evaluation]) -> str:

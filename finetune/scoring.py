@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import METRICS
+from .metrics import info
 from .run import arms
 from .statistics import (
     Difference,
@@ -106,7 +106,7 @@ def comparisons(task: Task, table: CaseTable, split: str) -> list[dict[str, Any]
     rows: list[dict[str, Any]] = []
     known = arms(task.config)
     for baseline in (arm for arm in known if arm != "pretrained" and "pretrained" in known):
-        for metric in (m for m in task.record.metrics if m not in METRICS or METRICS[m].compared):
+        for metric in (m for m in task.record.metrics if info(m).compared):
             for structure, found in _differences(task, table, baseline, metric, split):
                 rows.append({"metric": metric, "structure": structure, "a": "pretrained", "b": baseline,
                              "difference": found.difference, "low": found.low, "high": found.high,

@@ -144,6 +144,13 @@ def interval_of(value: float, draws: np.ndarray, *, level: float = LEVEL) -> Int
     return Interval(float(value), *_percentiles([np.asarray(draws, float)], level))
 
 
+def structure_mean(values: np.ndarray) -> float:
+    """Mean over structures of the mean over cases of values [N, S]; nan where nothing is known."""
+    used = ~np.isnan(values)
+    sums = np.where(used, values, 0.0).sum(axis=0, keepdims=True)
+    return float(_structure_mean(sums, used.sum(axis=0, keepdims=True))[0])
+
+
 def mean_draws(values: np.ndarray, clusters: Clusters, n: int = DRAWS, seed: int = 0) -> np.ndarray:
     """The draws [n] of a mean that `bootstrap_mean` takes its interval from; all nan with one patient.
 

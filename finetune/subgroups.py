@@ -20,9 +20,9 @@ import numpy as np
 
 from ..data.annotations.quasi import is_age
 from .data import Case
-from .metrics import METRICS
+from .metrics import info
 from .scoring import CaseTable
-from .statistics import Interval, interval_of, mean_draws, metric_draws
+from .statistics import Interval, interval_of, mean_draws, metric_draws, structure_mean
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def _group(
     rows = []
     for arm in dict.fromkeys(row["arm"] for row in table.rows):
         for metric in task.record.metrics:
-            if metric in METRICS and not METRICS[metric].compared:
+            if not info(metric).compared:
                 continue
             score = _scorer(task, table, arm, metric, cases, subjects)
             if score is None:
@@ -143,10 +143,7 @@ def _scorer(
 
     def of_values(members: np.ndarray) -> tuple[float, np.ndarray]:
         chosen = np.where(members[:, None], values, np.nan)
-        filled = [column[~np.isnan(column)] for column in chosen.T]
-        means = [float(column.mean()) for column in filled if len(column)]
-        mean = float(np.mean(means)) if means else float("nan")
-        return mean, mean_draws(chosen, subjects, _DRAWS)
+        return structure_mean(chosen), mean_draws(chosen, subjects, _DRAWS)
 
     return of_values
 

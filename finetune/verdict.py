@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from .charts import number
-from .metrics import METRICS, MetricInfo
+from .metrics import info
 from .report_inputs import Comparison, Evaluation, finite
 from .statistics import paired_difference
 
@@ -52,11 +52,6 @@ class Headline:
         if not (math.isfinite(low) and math.isfinite(high)):
             return "unknown"
         return "better" if low > 0 else "worse" if high < 0 else "unclear"
-
-
-def info(metric: str) -> MetricInfo:
-    """How a metric is printed; an unknown one counts as higher is better."""
-    return METRICS.get(metric, MetricInfo(metric, True, bounds=(0.0, None)))
 
 
 def oriented(comparison: Comparison) -> tuple[float, float]:

@@ -17,8 +17,8 @@ from typing import Any
 
 from ...data.atomic import write_text
 from ..charts import number
+from ..metrics import info
 from ..report_sections import shown
-from ..verdict import info
 from .config import BenchmarkConfig
 from .grid import grid
 from .results import Entry, Results, read_results, tasks_of

@@ -19,9 +19,10 @@ import numpy as np
 
 from ...data.config import read_yaml
 from ..hierarchy import pooled, pooled_difference
+from ..metrics import info
 from ..report_inputs import Evaluation, read_inputs
 from ..statistics import Interval
-from ..verdict import HEADLINES, OVERALL, info
+from ..verdict import HEADLINES, OVERALL
 from .cell import DONE, FAILURE
 from .grid import Cell
 

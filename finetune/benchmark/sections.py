@@ -12,11 +12,11 @@ from ..charts import number
 from ..charts_curves import label_curve
 from ..charts_ranking import critical_difference_diagram, rank_stability_chart
 from ..critical_difference import critical_difference, task_scores
+from ..metrics import info
 from ..ranking import rank_stability
 from ..report_inputs import finite
 from ..report_sections import flat, pairs_table, section, shown, table
 from ..statistics import Interval
-from ..verdict import info
 from .charts import Row, interval_rows
 from .config import BenchmarkConfig, encoder_name, task_name
 from .results import Entry, Results, difference, tasks_of

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..metrics import info
 from ..ranking import Cell as RankCell
 from ..ranking import Rank, rank_methods
-from ..verdict import info
 from .results import Entry, Results, case_metrics, case_values, tasks_of
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .cases import DEFAULT_METRICS, CaseRow, EmptyPolicy, segmentation_case
 from .classification import CLASSIFICATION
-from .info import METRICS, MetricInfo
+from .info import METRICS, MetricInfo, info
 from .ordinal import ORDINAL
 from .regression import REGRESSION
 from .retrieval import RETRIEVAL
@@ -19,5 +19,6 @@ __all__ = [
     "CaseRow",
     "EmptyPolicy",
     "MetricInfo",
+    "info",
     "segmentation_case",
 ]

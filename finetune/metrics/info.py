@@ -50,3 +50,8 @@ METRICS: dict[str, MetricInfo] = {
     "image_ap50": MetricInfo("AP50 of the image", True),
     **{name: MetricInfo(name.replace("map", "mAP"), True) for name in RETRIEVAL},
 }
+
+
+def info(metric: str) -> MetricInfo:
+    """How a metric is printed and compared; an unknown one counts as higher is better."""
+    return METRICS.get(metric, MetricInfo(metric, True, bounds=(0.0, None)))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics import METRICS
+from ..metrics import info
 from ..statistics import interval_of
 
 Pairs = Mapping[tuple[str, int], Mapping[tuple[str, str], "Pair"]]
@@ -30,7 +30,7 @@ class Pair:
     def absolute(self, metric: str) -> np.ndarray:
         """Loss [1 + R], positive where it got worse."""
         worse = self.clean.astype(float) - self.found
-        return worse if metric not in METRICS or METRICS[metric].higher_is_better else -worse
+        return worse if info(metric).higher_is_better else -worse
 
     def relative(self, metric: str) -> np.ndarray:
         """Share of the clean score that is lost, [1 + R]; nan where that is not positive."""

@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from ..charts import Series, arm_class, line_chart, number
-from ..metrics import METRICS, MetricInfo
+from ..metrics import MetricInfo, info
 from ..report_inputs import Evaluation, finite
 from ..report_sections import section, table
 
@@ -42,39 +42,39 @@ def _task(evaluation: Evaluation, found: Mapping[str, Any]) -> str:
 
 def _losses(found: Mapping[str, Any], metric: str, arms: Sequence[str]) -> str:
     """Rows: all corruptions, then each; columns: the arms' losses."""
-    info = _info(metric)
+    known = info(metric)
     heads = [("Corruption", "")]
     heads += [(f'<span class="arm {arm_class(arm)}">{escape(arm)}</span>', "") for arm in arms]
     heads.append(("Cases", "n"))
-    rows = [_row("all", None, [_of(found["overall"], arm, metric) for arm in arms], info)]
+    rows = [_row("all", None, [_of(found["overall"], arm, metric) for arm in arms], known)]
     for one in found["corruptions"]:
         mine = [_of(found["by_corruption"], arm, metric, corruption=one["name"]) for arm in arms]
-        rows.append(_row(str(one["title"]), int(one["cases"]), mine, info))
+        rows.append(_row(str(one["title"]), int(one["cases"]), mine, known))
     severities = ", ".join(str(s) for s in found.get("severities") or [])
-    unit = f", {info.unit}" if info.unit else ""
-    caption = f"Loss of {escape(info.label + unit)} <span>mean of severities {escape(severities)}</span>"
-    return table(caption, heads, rows, note=_spared(found, metric, info))
+    unit = f", {known.unit}" if known.unit else ""
+    caption = f"Loss of {escape(known.label + unit)} <span>mean of severities {escape(severities)}</span>"
+    return table(caption, heads, rows, note=_spared(found, metric, known))
 
 
-def _row(name: str, cases: int | None, losses: Sequence[Mapping[str, Any]], info: MetricInfo) -> str:
-    cells = "".join(f'<td class="ci">{_loss(loss, info)}</td>' for loss in losses)
+def _row(name: str, cases: int | None, losses: Sequence[Mapping[str, Any]], known: MetricInfo) -> str:
+    cells = "".join(f'<td class="ci">{_loss(loss, known)}</td>' for loss in losses)
     count = "" if cases is None else str(cases)
     return f'<tr><th scope="row">{escape(name)}</th>{cells}<td class="n">{count}</td></tr>'
 
 
-def _loss(row: Mapping[str, Any], info: MetricInfo) -> str:
+def _loss(row: Mapping[str, Any], known: MetricInfo) -> str:
     value, low, high = (finite(row.get(key)) for key in ("loss", "loss_low", "loss_high"))
     share = finite(row.get("relative"))
     told = f" ({_number(100 * share, 1)} %)" if math.isfinite(share) else ""
     span = (
-        f"{_number(low, info.digits)} to {_number(high, info.digits)}"
+        f"{_number(low, known.digits)} to {_number(high, known.digits)}"
         if math.isfinite(low)
         else "no interval"
     )
-    return f"{_number(value, info.digits)}{told}<span>{span}</span>"
+    return f"{_number(value, known.digits)}{told}<span>{span}</span>"
 
 
-def _spared(found: Mapping[str, Any], metric: str, info: MetricInfo) -> str:
+def _spared(found: Mapping[str, Any], metric: str, known: MetricInfo) -> str:
     """How much less the pretrained arm loses, in a sentence for each baseline."""
     parts = []
     for row in found.get("comparisons") or []:
@@ -83,10 +83,10 @@ def _spared(found: Mapping[str, Any], metric: str, info: MetricInfo) -> str:
         low, high = finite(row.get("low")), finite(row.get("high"))
         more = "less" if finite(row.get("spared")) >= 0 else "more"
         sure = " (the interval includes zero)" if low <= 0 <= high else ""
-        gap = _number(abs(finite(row.get("spared"))), info.digits)
+        gap = _number(abs(finite(row.get("spared"))), known.digits)
         parts.append(
             f"pretrained loses {gap} {more} than {row.get('b')}, "
-            f"95 % CI of the difference {_number(low, info.digits)} to {_number(high, info.digits)}{sure}"
+            f"95 % CI of the difference {_number(low, known.digits)} to {_number(high, known.digits)}{sure}"
         )
     return (
         f"In brackets, the share of the clean score. Over all corruptions {'; '.join(parts)}."
@@ -97,12 +97,12 @@ def _spared(found: Mapping[str, Any], metric: str, info: MetricInfo) -> str:
 
 def _curves(evaluation: Evaluation, found: Mapping[str, Any], metric: str, arms: Sequence[str]) -> str:
     """One chart a corruption: score over severity, an arm a line, clean at 0."""
-    info, figures = _info(metric), []
+    known, figures = info(metric), []
     every = [
         finite(row[key]) for row in found["scores"] if row["metric"] == metric for key in ("clean", "score")
     ]
-    known = [value for value in every if math.isfinite(value)]
-    span = (min(known), max(known)) if known else None
+    reached = [value for value in every if math.isfinite(value)]
+    span = (min(reached), max(reached)) if reached else None
     for one in found["corruptions"]:
         series = []
         for arm in arms:
@@ -118,10 +118,10 @@ def _curves(evaluation: Evaluation, found: Mapping[str, Any], metric: str, arms:
                 x = [0.0, *(float(row["severity"]) for row in mine)]
                 y = [finite(mine[0]["clean"]), *(finite(row["score"]) for row in mine)]
                 series.append(Series(arm, x, y, arm_class(arm)))
-        label = f"{evaluation.task}, {info.label} under {one['title']}"
-        chart = line_chart(series, label=label, x_label="severity", digits=info.digits, span=span)
+        label = f"{evaluation.task}, {known.label} under {one['title']}"
+        chart = line_chart(series, label=label, x_label="severity", digits=known.digits, span=span)
         if chart:
-            caption = f"<b>{escape(str(one['title']))}</b> <span>{escape(info.label)}</span>"
+            caption = f"<b>{escape(str(one['title']))}</b> <span>{escape(known.label)}</span>"
             figures.append(f"<figure><figcaption>{caption}</figcaption>{chart}</figure>")
     return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
 
@@ -147,7 +147,3 @@ def _of(rows: Sequence[Mapping[str, Any]], arm: str, metric: str, **more: str) -
 def _number(value: float, digits: int) -> str:
     """A loss for reading: what rounds to zero is zero."""
     return number(round(value, digits) + 0.0 if math.isfinite(value) else value, digits)
-
-
-def _info(metric: str) -> MetricInfo:
-    return METRICS.get(metric, MetricInfo(metric, True, bounds=(0.0, None)))

@@ -13,7 +13,7 @@ import torch
 from ...data.ingest.preprocess import describe
 from ..data import Case
 from ..evaluation import case_row
-from ..statistics import mean_draws, metric_draws
+from ..statistics import mean_draws, metric_draws, structure_mean
 from ..tasks import Task
 from .corruptions import corrupt
 from .losses import Pair
@@ -99,12 +99,8 @@ def score_condition(
                 mine = found[arm]
                 predictions = task.predictions(network, changed, device, mirror=mirror)
                 for index, prediction in zip(part, predictions, strict=True):
-                    for row in task.rows(cases[index], prediction):
-                        mine.rows[index].append(
-                            case_row(
-                                task, arm, cases[index], row.structure, row.metric, row.value, row.status
-                            )
-                        )
+                    rows = task.rows(cases[index], prediction)
+                    mine.rows[index] += [case_row(task, arm, cases[index], row) for row in rows]
                     if task.set_metrics:
                         mine.kept.append(prediction)
     finally:
@@ -149,10 +145,3 @@ def paired(
         np.concatenate([[point], draw]).astype(np.float32) for point, draw in zip(points, draws, strict=True)
     )
     return Pair(first, second)
-
-
-def structure_mean(table: np.ndarray) -> float:
-    """Mean over structures of the mean over cases of [N, S]; nan where nothing is known."""
-    columns = [column[~np.isnan(column)] for column in table.T]
-    means = [float(column.mean()) for column in columns if len(column)]
-    return float(np.mean(means)) if means else math.nan

@@ -28,7 +28,7 @@ from ...data.atomic import replacing, sweep, write_json, write_text
 from ...data.errors import ConfigError
 from ..data import Case
 from ..evaluation import COLUMNS, csv_text, finite, open_run, renew_report
-from ..metrics import METRICS
+from ..metrics import info
 from ..run import MODEL, arms, choose_device, load_arm
 from ..tasks import Task
 from .corruptions import CORRUPTIONS, SEVERITIES, VERSION, check_severities, corruption, fits, usual
@@ -156,7 +156,7 @@ def _stamp(task: Task, run: Path, cases: Sequence[Case], split: str, mirror: boo
 
 def _metrics(task: Task) -> list[str]:
     """Metrics of which more is better or worse."""
-    return [name for name in task.record.metrics if name not in METRICS or METRICS[name].compared]
+    return [name for name in task.record.metrics if info(name).compared]
 
 
 def _prepare(parts: Path, stamp: str) -> None:

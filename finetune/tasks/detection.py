@@ -29,7 +29,6 @@ from ..data import Case, TaskData
 from ..detection.anchors import Anchors, plan_anchors
 from ..detection.augment import augment_boxes
 from ..detection.boxes import Boxes
-from ..detection.network import BoxNetwork
 from ..detection.windows import Maps, whole_maps
 from ..metrics import CaseRow
 from ..metrics.classification import Metric
@@ -153,7 +152,6 @@ class Detection(Task):
 
     def loss(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Augment images and boxes; see `BoxNetwork.loss`."""
-        assert isinstance(network, BoxNetwork)
         image, targets = augment_boxes(
             batch["image"], batch["boxes"], batch["labels"], batch["position"], self.config.augment,
             seed=self.config.seed, flips=self.record.flips, foreground=self.plan.foreground,
