@@ -96,9 +96,9 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
-    def embed(self, x: Tensor) -> Tensor:
-        """What `forward(x).pooled` is, [B, E], without computing what only other features need."""
-        return self(x).pooled
+    def embed(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What `forward(x, keep).pooled` is, [B, E], without computing what only other features need."""
+        return self(x, keep).pooled
 
     def last(self, x: Tensor, count: int) -> list[Features]:
         """Features behind each of the last `count` blocks; the last of them are the encoder's output.

@@ -103,9 +103,9 @@ class ViT(Encoder):
             pyramid=[self._as_map(model.norm(level), grid) for level in levels] if pyramid else None,
         )
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """See `Encoder.embed`."""
-        return self(x, only_pooled=True).pooled
+        return self(x, keep, only_pooled=True).pooled
 
     def last(self, x: Tensor, count: int) -> list[Features]:
         """See `Encoder.last`."""

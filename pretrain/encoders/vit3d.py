@@ -151,9 +151,9 @@ class ViT3D(Encoder):
             pyramid=[m.reshape(x.shape[0], -1, *grid) for m in maps] if pyramid else None,
         )
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """See `Encoder.embed`."""
-        return self(x, only_pooled=True).pooled
+        return self(x, keep, only_pooled=True).pooled
 
     def last(self, x: Tensor, count: int) -> list[Features]:
         """See `Encoder.last`."""

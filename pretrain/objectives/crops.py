@@ -1,7 +1,9 @@
 """What objectives of views share: which crops an encoder gets, making them, encoding them size by size.
 
 Crops of one size share a forward pass, so that two global and eight local crops are two passes. Every crop
-is keyed by (seed, position, its name) and stays what it is whatever the batch.
+is keyed by (seed, position, its name) and stays what it is whatever the batch. Of a crop with `visible` below
+1 the trained transformer computes a random part of the patches (as FLIP does, arXiv 2212.00794): a half costs
+less than half, so that the same time holds more steps; slow copies of the network see all patches.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from ...data.errors import ConfigError
 from ..encoders.base import Encoder
+from ..masks import hide, split, visible_tokens
 from ..views import CropConfig, Crops, Limits, multi_crop, preset
 from .base import Batch
 
@@ -43,8 +46,7 @@ def crops_for(given: Sequence[CropConfig], encoder: Encoder, presets: Mapping[in
         own = [crop for crop in given if len(crop.size) in (0, ndim)]
         chosen[ndim] = own or preset(presets[ndim])
         for crop in chosen[ndim]:
-            if crop.size:
-                _fits(crop, encoder)
+            _fits(crop, encoder)
     return chosen
 
 
@@ -72,13 +74,32 @@ def make(batch: Batch, crops: CropsOf) -> list[Crops]:
     )  # fmt: skip
 
 
-def pooled(groups: Sequence[Crops], encoder: Encoder) -> Tensor:
-    """Pooled features [V, B, E] of all crops, in the order of `names`."""
+def pooled(groups: Sequence[Crops], encoder: Encoder, batch: Batch | None = None) -> Tensor:
+    """Pooled features [V, B, E] of all crops, in the order of `names`.
+
+    Args:
+        groups: of `make`.
+        encoder: what encodes them.
+        batch: whose keys the visible patches are drawn from; None: all patches are seen, as by a teacher.
+    """
     parts = []
     for group in groups:
-        features = encoder.embed(group.image)
+        features = encoder.embed(group.image, None if batch is None else seen(group, encoder, batch))
         parts.append(features.view(len(group.names), -1, features.shape[-1]))
     return torch.cat(parts)
+
+
+def seen(group: Crops, encoder: Encoder, batch: Batch) -> Tensor | None:
+    """Indices [K B, n] of the patches that the trained encoder sees, a stream for each crop; None: of all."""
+    if group.visible == 1:
+        return None
+    grid, ratio = encoder.grid(group.image.shape[2:]), 1 - group.visible
+    count, device = visible_tokens(grid, ratio), group.image.device
+    drawn = [
+        split(hide(batch.seed, batch.keys, grid, ratio, stream=f"{name}:visible", device=device), count).keep
+        for name in group.names
+    ]
+    return torch.cat(drawn)
 
 
 def names(groups: Sequence[Crops]) -> list[str]:
@@ -95,7 +116,15 @@ def pictures(batch: Batch, crops: CropsOf, most: int = 4) -> dict[str, Tensor]:
 
 
 def _fits(crop: CropConfig, encoder: Encoder) -> None:
+    if crop.visible < 1 and not encoder.supports_keep:
+        raise ConfigError(
+            f"objective.crops: visible {crop.visible} of {crop.name!r}: encoder {encoder.config.name} cannot "
+            "compute a part of the patches; leave visible out, or choose a plain transformer"
+        )
+    if not crop.size:
+        return
     try:
-        encoder.grid(crop.size)
+        grid = encoder.grid(crop.size)
+        visible_tokens(grid, 1 - crop.visible)
     except ConfigError as error:
         raise ConfigError(f"objective.crops: size of {crop.name!r}: {error}") from error

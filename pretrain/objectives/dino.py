@@ -104,7 +104,7 @@ class DINO(Objective):
         groups = views.make(batch, self.crops)
         with torch.no_grad():
             teacher: Tensor = self.averaged("encoder").embed(self.seen(groups))
-        pooled = torch.cat([encoder.embed(group.image) for group in groups])
+        pooled = views.pooled(groups, encoder, batch).flatten(0, 1)
         loss, terms = self.agree(pooled, teacher, batch)
         return self.output(loss, terms, teacher, len(batch.image))
 

@@ -61,6 +61,8 @@ class DINOv2(DINO):
                 f"objective.mask_share {config.mask_share} and ibot_weight {config.ibot_weight}: above "
                 "0, and mask_share at most 1; without hidden tokens the method is objective.name=dino"
             )
+        if any(crop.visible < 1 for crops in self.crops.values() for crop in crops):
+            raise ConfigError("objective.crops: visible is for dino; dinov2 hides tokens and sees all places")
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.token_dim))
         self.token_centre = Centre(config.prototypes, config.centre_momentum) if self.centred else None
         self.anchor = GramAnchor(config.gram, encoder) if config.gram.weight else None

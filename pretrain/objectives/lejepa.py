@@ -78,7 +78,7 @@ class LeJEPA(Objective):
         """See `Objective.step`. Terms: `invariance` and `sigreg`, before their weights."""
         config = self.config
         made = views.make(batch, self.crops)
-        features = views.pooled(made, encoder)  # [V, B, E]
+        features = views.pooled(made, encoder, batch)  # [V, B, E]
         embedded = self.projector(features.flatten(0, 1)).view(*features.shape[:2], -1)
         targets = [v for v, name in enumerate(views.names(made)) if name.startswith("global:")]
         agree = invariance(embedded, torch.stack([embedded[v] for v in targets]))

@@ -80,7 +80,7 @@ class MoCoV3(Objective):
     def step(self, batch: Batch, encoder: Encoder) -> Output:
         """See `Objective.step`. Terms: `contrast`, the loss itself."""
         made = views.make(batch, self.crops)
-        features = views.pooled(made, encoder)  # [2, B, E]
+        features = views.pooled(made, encoder, batch)  # [2, B, E]
         queries = self.predictor(self.projector(features.flatten(0, 1))).chunk(2)
         with torch.no_grad():
             slow = views.pooled(made, self.teacher.get_submodule("encoder"))  # type: ignore[arg-type]

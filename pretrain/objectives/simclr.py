@@ -62,7 +62,7 @@ class SimCLR(Objective):
 
     def step(self, batch: Batch, encoder: Encoder) -> Output:
         """See `Objective.step`. Terms: `contrast`, the loss itself."""
-        features = views.pooled(views.make(batch, self.crops), encoder)  # [2, B, E]
+        features = views.pooled(views.make(batch, self.crops), encoder, batch)  # [2, B, E]
         first, second = self.projector(features.flatten(0, 1)).chunk(2)
         loss = nt_xent(first, second, self.config.temperature)
         seen = features.detach()

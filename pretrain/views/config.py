@@ -131,11 +131,14 @@ class CropConfig:
     depth: list[float] = field(
         default_factory=list
     )  # 3D: share of the slices, uniform, and `scale` is then in-plane; empty: `scale` is of the volume
+    visible: float = 1.0  # share of the patches that the trained encoder computes, drawn for each crop
     view: ViewConfig = field(default_factory=ViewConfig)  # without size and jitter, which the crop decides
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ConfigError(f"crops.count is {self.count}: write at least 1, or leave {self.name!r} out")
+        if not 0 < self.visible <= 1:
+            raise ConfigError(f"crops.visible is {self.visible}: a share of the patches, above 0 and up to 1")
         for name, highest in (("scale", 1), ("aspect", None), ("depth", 1)):
             limits = getattr(self, name)
             if name != "aspect" and not limits:

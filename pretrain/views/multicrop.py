@@ -33,6 +33,7 @@ class Crops:
     matrix: Tensor  # float32 [K B, n, n + 1]: crop -> loaded image, both counted from their centres
     sample: Tensor  # int64 [K B]: b
     spacing: Tensor | None  # float32 [K B, n] mm a voxel of the crop
+    visible: float = 1.0  # share of the patches that the trained encoder computes
 
     def of(self, name: str) -> Tensor:
         """Images [B, C, *size] of one crop."""
@@ -57,13 +58,13 @@ def multi_crop(
         positions, spacing, modality, limits: see `random_view`.
 
     Returns:
-        One `Crops` a size, in the order in which the sizes are named first.
+        One `Crops` a size (and a share of visible patches), in the order in which they are named first.
 
     Raises:
         TypeError, ValueError: as `random_view`.
     """
     require_float32(x)
-    groups: dict[tuple[int, ...], list[Crops]] = {}
+    groups: dict[tuple[float, ...], list[Crops]] = {}
     numbers: dict[str, int] = {}
     for config in crops:
         for _ in range(config.count):
@@ -73,7 +74,7 @@ def multi_crop(
                 x, config, seed, positions, spacing=spacing, modality=modality, limits=limits,
                 stream=f"{config.name}:{number}",
             )  # fmt: skip
-            groups.setdefault(tuple(crop.image.shape[2:]), []).append(crop)
+            groups.setdefault((config.visible, *crop.image.shape[2:]), []).append(crop)
     return [_joined(group) for group in groups.values()]
 
 
@@ -110,6 +111,7 @@ def random_crop(
         names=(stream,), image=image, box=place.box, flips=place.flips, matrix=place.matrix,
         sample=torch.arange(len(x), device=x.device),
         spacing=None if spacing is None else place.spacing(on_device(spacing, x.device).to(torch.float32)),
+        visible=config.visible,
     )  # fmt: skip
 
 
@@ -123,4 +125,5 @@ def _joined(group: Sequence[Crops]) -> Crops:
         matrix=torch.cat([crop.matrix for crop in group]),
         sample=torch.cat([crop.sample for crop in group]),
         spacing=torch.cat(spacings) if spacings else None,
+        visible=group[0].visible,
     )
