@@ -29,12 +29,12 @@ from ..data.stream.steps import StepPlan
 from ..data.stream.stream import Stream
 from . import preempt
 from .checkpoint import Checkpointing, newest
+from .cluster.detect import Launch, detect, is_main_process, precision
 from .config import PretrainConfig, complete, per_rank_batch
 from .continued import continue_objective
 from .contract import input_contract
 from .encoders import Encoder, build_encoder
 from .folder import RunFolder
-from .launch import Launch, detect, is_main_process, precision
 from .module import PretrainModule
 from .objectives import OBJECTIVES, Objective
 from .panels import draw_panels, varied

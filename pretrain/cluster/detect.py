@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data.errors import ConfigError
-from .config import TrainerConfig
+from ...data.errors import ConfigError
+from ..config import TrainerConfig
 
 
 @dataclass(frozen=True)
