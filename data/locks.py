@@ -15,6 +15,20 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock file `path`, and hold it; it is made where it is not there.
+
+    A file system without locks is taken as it is: then two processes may do the same work.
+    """
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            log.debug("%s cannot be locked (%s)", path, error)
+        yield
+
+
+@contextlib.contextmanager
 def locked(folder: Path, who: str) -> Iterator[None]:
     """Hold the lock of an existing folder; it ends with the process, however that ends.
 

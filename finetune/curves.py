@@ -26,7 +26,7 @@ from .hierarchy import pooled, pooled_difference
 from .metrics import info
 from .report_inputs import Evaluation
 from .statistics import Interval
-from .verdict import HEADLINES, OVERALL
+from .verdict import OVERALL, headline_metric
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def run_curve(
     from .config import load_config
     from .evaluation import evaluate
     from .protocols import PROTOCOLS
-    from .run import ARM, arms, finetune
+    from .run import finetune, finished
 
     for key in ("fraction", "shots", "draw", "seed", "out"):
         if any(item.startswith(f"{key}=") for item in dotlist):
@@ -109,7 +109,7 @@ def run_curve(
             if PROTOCOLS[config.protocol].frozen and config.features is None:
                 config.features = str(out / "features")
             folder = finetune(config, progress=progress)
-            if not all((folder / arm / ARM).is_file() for arm in arms(config)):
+            if not finished(folder, config):
                 return None
             folders.append(folder / "evaluation")
             if not (folders[-1] / "summary.json").is_file():
@@ -220,9 +220,8 @@ def _value(evaluation: Evaluation, arm: str, metric: str) -> tuple[float, np.nda
 
 def _headline(members: Sequence[Evaluation]) -> str | None:
     scored = [score.metric for member in members for rows in member.arms.values() for score in rows]
-    known = [metric for metric in HEADLINES.get(members[0].kind, ()) if metric in scored]
-    usable = [metric for metric in scored if info(metric).compared]
-    return (known or usable or [None])[0]
+    usable = (metric for metric in scored if info(metric).compared)
+    return headline_metric(members[0].kind, scored) or next(usable, None)
 
 
 def _run(member: Evaluation) -> tuple[int, int]:

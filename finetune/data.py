@@ -10,25 +10,24 @@ Everything written here carries salted keys only.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.atomic import replacing, write_json, write_text
+from ..data.atomic import replacing, write_text
 from ..data.collection import Collection, scan
 from ..data.config import to_yaml
 from ..data.errors import CollectionError
 from ..data.ingest.build import build
+from ..data.locks import alone
 from ..data.privacy import salt_fingerprint, subject_key
 from ..data.shards.reader import SampleRef, Shards
 from .detection.boxes import Boxes, survey
@@ -106,6 +105,32 @@ class TaskData:
         """Output indices [*shape], uint8: 0 background, i the i-th structure in ascending mask value."""
         return self._read(case, origin, shape, mask=True)
 
+    def of_masks(
+        self,
+        path: Path,
+        describe: Callable[[Case, np.ndarray], Mapping[str, np.ndarray]],
+        what: str,
+        progress: Progress | None,
+    ) -> dict[str, np.ndarray]:
+        """Arrays by name that `describe` makes of the label maps; each map is read once, `path` keeps them.
+
+        Args:
+            describe: (case, label map as it is stored) -> arrays; names are unique over all cases.
+            what: is made, for the progress line.
+        """
+        if not path.exists():
+            found: dict[str, np.ndarray] = {}
+            for done, case in enumerate(self.cases):
+                if progress:
+                    progress(done + 1, len(self.cases), what)
+                labels = self.shards.read_mask(case.ref)
+                assert labels is not None
+                found.update(describe(case, labels))
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **found)
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+
     def _read(
         self, case: Case, origin: Sequence[int] | None, shape: Sequence[int] | None, mask: bool
     ) -> np.ndarray:
@@ -182,7 +207,7 @@ def prepare(
     name = hashlib.blake2b((identity + salt_fingerprint(collection.salt)).encode(), digest_size=6).hexdigest()
     shards_folder = folder / f"{record.name}-{name}"
     lock = folder / "sources" / f"{shards_folder.name}.lock"
-    with _alone(lock):
+    with alone(lock):  # a sweep of seeds starts several runs of a task together; the first one builds
         built = build(collection, shards_folder, workers=workers, progress=progress, keep_held_out=True)
     failures = [{"key": failure.key, "reason": failure.reason} for failure in built.failures]
     data = TaskData(Shards.open(shards_folder), [], failures, _ranks(collection))
@@ -200,23 +225,12 @@ def prepare(
             first["reason"],
         )
     if record.kind == "segmentation":
-        with _alone(lock):  # a build of another run sweeps away what is half written here
+        with alone(lock):  # a build of another run sweeps away what is half written here
             _survey(record, data, shards_folder, progress)
     if record.kind == "detection":
-        with _alone(lock):
+        with alone(lock):
             survey(record, data, shards_folder, progress)
     return data
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait for other runs of the same task (a sweep of seeds starts them together); the first one builds."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks
-            logger.debug("%s cannot be locked (%s)", path, error)
-        yield
 
 
 def default_cache() -> Path:
@@ -288,34 +302,22 @@ def _survey(record: TaskRecord, data: TaskData, folder: Path, progress: Progress
     stamp = hashlib.blake2b(
         json.dumps([data.shards.manifest.hash, data.values, _LOCATIONS]).encode(), digest_size=6
     ).hexdigest()
-    path = folder / f"locations-{stamp}.npz"
-    if not path.exists():
-        found: dict[str, np.ndarray] = {}
-        for done, case in enumerate(data.cases):
-            if progress:
-                progress(done + 1, len(data.cases), "masks")
-            labels = data.shards.read_mask(case.ref)
-            assert labels is not None
-            values = np.unique(labels)
-            unknown = [int(v) for v in values if v and v not in data.values]
-            if unknown:
-                raise CollectionError(
-                    f"task {record.name}: the mask of {case.key} holds {unknown[0]}, which `structures` "
-                    f"({data.values}) does not declare: declare it, or map it with the source's mask_values"
-                )
-            for output, value in enumerate(data.values, start=1):
-                places = np.argwhere(labels == value).astype(np.int32)
-                if len(places):
-                    chosen = np.random.default_rng([output, len(places)]).permutation(len(places))
-                    found[f"{case.key}|{output}"] = places[np.sort(chosen[:_LOCATIONS])]
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **found)
-    with np.load(path, allow_pickle=False) as stored:
-        for name in stored.files:
-            key, _, output = name.rpartition("|")
-            data.locations.setdefault(key, {})[int(output)] = stored[name]
 
+    def places(case: Case, labels: np.ndarray) -> dict[str, np.ndarray]:
+        unknown = [int(v) for v in np.unique(labels) if v and v not in data.values]
+        if unknown:
+            raise CollectionError(
+                f"task {record.name}: the mask of {case.key} holds {unknown[0]}, which `structures` "
+                f"({data.values}) does not declare: declare it, or map it with the source's mask_values"
+            )
+        found = {}
+        for output, value in enumerate(data.values, start=1):
+            voxels = np.argwhere(labels == value).astype(np.int32)
+            if len(voxels):
+                chosen = np.random.default_rng([output, len(voxels)]).permutation(len(voxels))
+                found[f"{case.key}|{output}"] = voxels[np.sort(chosen[:_LOCATIONS])]
+        return found
 
-def write_skipped(path: Path, data: TaskData) -> None:
-    """Write the cases that the task could not use, with their reasons."""
-    write_json(path, data.skipped)
+    for name, voxels in data.of_masks(folder / f"locations-{stamp}.npz", places, "masks", progress).items():
+        key, _, output = name.rpartition("|")
+        data.locations.setdefault(key, {})[int(output)] = voxels

@@ -10,8 +10,6 @@ report.html; salted keys only.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.atomic import replacing, write_json, write_text
+from ..data.atomic import csv_text, replacing, write_json, write_text
 from ..data.errors import ConfigError
 from ..pretrain.folder import environment
 from .calibration import calibration
@@ -92,7 +90,7 @@ def evaluate(
     write_text(folder / "cases.csv", csv_text(table.rows, COLUMNS))
     _write_draws(folder / "draws.npz", {arm: arm_draws(task, table, arm, split) for arm in arms(config)})
     if written:
-        write_text(folder / "predictions.csv", csv_text(written, list(written[0])))
+        write_text(folder / "predictions.csv", csv_text(written))
     summary = _summary(task, table, split) | {
         "leakage": leakage,
         "worst": worst,
@@ -252,15 +250,6 @@ def _counts(task: Task) -> dict[str, dict[str, int]]:
         part: {"cases": len(cases), "subjects": len({case.subject for case in cases})}
         for part, cases in task.cases.items()
     }
-
-
-def csv_text(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as a CSV file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _write_draws(path: Path, draws: Mapping[str, Mapping[str, np.ndarray]]) -> None:

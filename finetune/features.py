@@ -10,14 +10,12 @@ that were used longest ago go, and what could never fit is computed and not kept
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ from torch import nn
 
 from ..data.atomic import replacing, write_json
 from ..data.config import to_dict
+from ..data.locks import alone
 
 if TYPE_CHECKING:
     from .data import Case
@@ -91,7 +90,7 @@ class FeatureCache:
         if found is not None:
             return found
         entry.mkdir(parents=True, exist_ok=True)
-        with _alone(self.folder / f"{name}.lock"):
+        with alone(self.folder / f"{name}.lock"):
             known = _index(entry)
             missing = [case for case in cases if case.key not in known]
             if missing and not self._fill(entry, len(known), missing, compute):
@@ -189,14 +188,3 @@ def _used(entry: Path) -> float:
         return entry.stat().st_mtime
     except OSError:
         return 0.0
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time computes an entry; the others then find it."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks: two may compute the same
-            logger.debug("%s cannot be locked (%s)", path, error)
-        yield

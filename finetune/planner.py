@@ -219,7 +219,7 @@ def _sizes(
     cap = _MOST_VOXELS["cpu" if device == "cpu" else "cuda", found.ndim]
     multiple = encoder.patch_of(found.ndim)
     patch = _checked(given, multiple, record.name) if given else shrink(found.shape, multiple, cap)
-    budget = (config.memory_gib or free_gib(device) * _SHARE_OF_MEMORY) * 2**30
+    budget = memory_gib(config, device) * 2**30
     segmentation = record.kind not in WHOLE
     while not given and max(patch) > min(multiple) and _bytes(patch, config, encoder, segmentation) > budget:
         cap //= 2
@@ -291,6 +291,11 @@ def _bytes(patch: Sequence[int], config: FinetuneConfig, encoder: Encoder, segme
     depth = max(1, len(encoder.layer_groups()) - 2)
     body = tokens * encoder.embed_dim * depth * 24 * 4
     return body + (math.prod(patch) * config.head.width * 20 * 4 if segmentation else 0)
+
+
+def memory_gib(config: FinetuneConfig, device: str) -> float:
+    """The budget of activations in GiB: what the run says, or half of what is free now."""
+    return config.memory_gib or free_gib(device) * _SHARE_OF_MEMORY
 
 
 def free_gib(device: str) -> float:

@@ -11,7 +11,7 @@ from .charts import arm_class, interval_mark, number
 from .metrics import info
 from .report_inputs import Evaluation, finite
 from .report_sections import arm_order, section, table
-from .verdict import HEADLINES, signed
+from .verdict import headline_metric, signed
 
 
 def subgroups(evaluations: Sequence[Evaluation]) -> str:
@@ -28,8 +28,7 @@ def subgroups(evaluations: Sequence[Evaluation]) -> str:
 def _table(evaluation: Evaluation) -> str:
     rows = [row for row in evaluation.summary.get("subgroups") or [] if isinstance(row, Mapping)]
     scored = {str(row["metric"]) for row in rows if row.get("metric")}
-    metric = next((name for name in HEADLINES.get(evaluation.kind, ()) if name in scored), None)
-    metric = metric or next(iter(sorted(scored)), None)
+    metric = headline_metric(evaluation.kind, scored) or next(iter(sorted(scored)), None)
     if metric is None:
         return ""
     arms = sorted({str(row["arm"]) for row in rows if row.get("arm")}, key=arm_order)

@@ -139,6 +139,11 @@ def read_run(folder: Path) -> tuple[FinetuneConfig, Plan, dict[str, str]]:
     return config, Plan.from_dict(read_yaml(folder / PLAN)), read_split(folder / SPLIT)
 
 
+def finished(folder: Path, config: FinetuneConfig) -> bool:
+    """Whether every arm of the run in `folder` is trained (a signal may have stopped it before)."""
+    return all((folder / arm / ARM).is_file() for arm in arms(config))
+
+
 def load_arm(task: Task, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The trained network of an arm, on the CPU, and its arm.json.
 

@@ -272,7 +272,7 @@ def _settle(config: FinetuneConfig, budget: Budget, folder: Path) -> FinetuneCon
 
     The memory budget is settled once: what is free then would otherwise choose the batch of each trial.
     """
-    from .planner import free_gib
+    from .planner import memory_gib
     from .run import choose_device, differences
 
     path = folder / SETTINGS
@@ -289,7 +289,7 @@ def _settle(config: FinetuneConfig, budget: Budget, folder: Path) -> FinetuneCon
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: exists and holds no search: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    memory = config.memory_gib or free_gib(choose_device(config.device).type) / 2
+    memory = memory_gib(config, choose_device(config.device).type)
     config = replace(config, memory_gib=round(memory, 3))
     stored = {"config": to_dict(config), "budget": [budget.trials, budget.steps, list(budget.knobs)]}
     write_text(path, to_yaml(stored))

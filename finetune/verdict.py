@@ -9,7 +9,7 @@ dull sentence on small test sets, which is what they deserve.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,6 +78,11 @@ def headline(evaluation: Evaluation, name: str | None = None) -> Headline | None
                 patients = len({row.get("subject") for row in evaluation.cases})
                 return Headline(name or evaluation.task, metric, chosen, first, second, patients)
     return None
+
+
+def headline_metric(kind: str, scored: Collection[str]) -> str | None:
+    """The first of the kind's headline metrics that was scored; None when none was."""
+    return next((metric for metric in HEADLINES.get(kind, ()) if metric in scored), None)
 
 
 def headlines(evaluations: Sequence[Evaluation]) -> list[Headline]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 Read = Callable[[int, int], np.ndarray]  # rows start .. stop of the image, float32 [C, stop - start, *rest]
+OVERLAP, SIGMA = 0.5, 0.125  # of neighbouring windows; deviation of their weight, share of a side
 Predictor = Callable[[Tensor], Tensor]  # [B, C, *patch] -> [B, K, *patch], on the device
 
 
@@ -29,7 +30,7 @@ def sliding_rows(
     *,
     batch: int,
     device: torch.device,
-    overlap: float = 0.5,
+    overlap: float = OVERLAP,
 ) -> Iterator[np.ndarray]:
     """Yield the weighted mean of the windows, float32 [K, n, *rest], from the first row to the last.
 
@@ -131,5 +132,5 @@ def _importance(patch: Sequence[int]) -> np.ndarray:
     """Gaussian weight of a window, deviation an eighth of its side, never zero."""
     from monai.data.utils import compute_importance_map
 
-    found = compute_importance_map(tuple(patch), mode="gaussian", sigma_scale=0.125, dtype=torch.float32)
+    found = compute_importance_map(tuple(patch), mode="gaussian", sigma_scale=SIGMA, dtype=torch.float32)
     return found.clamp(min=1e-3).numpy()

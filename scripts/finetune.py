@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Fine-tune and say how to score it."""
     from ..finetune.config import load_config
-    from ..finetune.run import arms, finetune
+    from ..finetune.run import finetune, finished
     from .console import progress_bar, say
 
     named = {
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.task, [*dotlist, *arguments.overrides])
     with progress_bar() as progress:
         folder = finetune(config, progress=progress)
-    if not all((folder / arm / "arm.json").is_file() for arm in arms(config)):
+    if not finished(folder, config):
         say(f"stopped before the last step; the same command continues ({folder})")
         return STOPPED
     say(f"run: {folder}")

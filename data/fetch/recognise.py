@@ -8,8 +8,6 @@ YAML that finds no image is not kept. Nothing is opened but JSON and first bytes
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -19,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..atomic import write_text
+from ..atomic import csv_text, write_text
 from ..catalog import Dataset
 from ..errors import CollectionError
 from ..interop import archive
@@ -95,7 +93,7 @@ def write(
     text = "".join(f"# {line}\n" for line in notes)
     text += OmegaConf.to_yaml(OmegaConf.create({"name": name, "root": ".", "sources": [source]}))
     if guess.table:
-        write_text(folder / TABLE, _csv(guess.table))
+        write_text(folder / TABLE, csv_text(guess.table))
     path = folder / "collection.yaml"
     write_text(path, text)
     return path
@@ -222,11 +220,3 @@ def _relative(root: Path, folder: Path) -> str:
         return root.relative_to(folder).as_posix()
     except ValueError:
         return str(root)
-
-
-def _csv(rows: list[dict[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

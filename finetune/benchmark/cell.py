@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import logging
 import resource
-import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -55,7 +54,7 @@ def run_cell(config: BenchmarkConfig, cell: Cell, progress: Progress | None = No
             return "failed"
         if cost is None:
             return "stopped"
-        write_json(folder / DONE, {**facts(cell), **cost, "host": socket.gethostname()})
+        write_json(folder / DONE, {**facts(cell), **cost})
         return "done"
 
 
@@ -86,13 +85,13 @@ def _work(
     import torch
 
     from ..evaluation import evaluate
-    from ..run import ARM, arms, finetune
+    from ..run import finetune, finished
 
     own = cell.config(config)
     memory = _Memory()
     begin = time.monotonic()
     run = finetune(own, progress=progress)
-    if not all((run / arm / ARM).is_file() for arm in arms(own)):
+    if not finished(run, own):
         return None
     fitted = time.monotonic()
     evaluate(run, out=folder / "evaluation", progress=progress)

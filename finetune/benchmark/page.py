@@ -7,15 +7,13 @@ its cost), so that nobody has to read numbers off a page.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from ...data.atomic import write_text
+from ...data.atomic import csv_text, write_text
 from ..charts import number
 from ..metrics import info
 from ..report_sections import shown
@@ -42,8 +40,8 @@ def write_page(config: BenchmarkConfig) -> tuple[Path, Results]:
     """Read the cells, write the page and the tables; returns the page's path and what it shows."""
     results = read_results(config.folder, grid(config))
     table = standings(results)
-    write_text(config.folder / SCORES, _csv(score_rows(results)))
-    write_text(config.folder / CELLS, _csv(cell_rows(results)))
+    write_text(config.folder / SCORES, csv_text(score_rows(results)))
+    write_text(config.folder / CELLS, csv_text(cell_rows(results)))
     path = config.folder / PAGE
     write_text(path, render(config, results, table))
     return path, results
@@ -172,12 +170,3 @@ def _facts(results: Results) -> str:
     }
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
     return f'<dl class="facts">{items}</dl>'
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()

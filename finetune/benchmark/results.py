@@ -22,7 +22,8 @@ from ..hierarchy import pooled, pooled_difference
 from ..metrics import info
 from ..report_inputs import Evaluation, read_inputs
 from ..statistics import Interval
-from ..verdict import HEADLINES, OVERALL
+from ..verdict import OVERALL
+from ..verdict import headline_metric as first_headline
 from .cell import DONE, FAILURE
 from .grid import Cell
 
@@ -128,8 +129,7 @@ def read_results(folder: Path, cells: Sequence[Cell]) -> Results:
 def headline_metric(evaluation: Evaluation) -> str:
     """The metric that speaks for a task: the first of its kind's headlines that was scored."""
     scored = [score.metric for rows in evaluation.arms.values() for score in rows]
-    known = [metric for metric in HEADLINES.get(evaluation.kind, ()) if metric in scored]
-    return known[0] if known else next(iter(scored), "")
+    return first_headline(evaluation.kind, scored) or next(iter(scored), "")
 
 
 def overall(evaluation: Evaluation, arm: str, metric: str) -> float:

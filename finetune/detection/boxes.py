@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...data.atomic import replacing
 from ...data.errors import CollectionError, nearest
 
 if TYPE_CHECKING:
-    from ..data import TaskData
+    from ..data import Case, TaskData
     from ..record import TaskRecord
 
 logger = logging.getLogger(__name__)
@@ -163,23 +162,16 @@ def _survey_masks(
     stamp = hashlib.blake2b(
         json.dumps([data.shards.manifest.hash, sorted(values), components, _RULE]).encode(), digest_size=6
     ).hexdigest()
-    path = folder / f"boxes-{stamp}.npz"
-    if not path.exists():
-        found: dict[str, np.ndarray] = {}
-        for done, case in enumerate(data.cases):
-            if progress:
-                progress(done + 1, len(data.cases), "boxes of masks")
-            mask = data.shards.read_mask(case.ref)
-            assert mask is not None
-            own = values if components else {int(v): 0 for v in np.unique(mask) if v}
-            boxes = mask_boxes(mask, own, components=components)
-            found[case.key] = np.column_stack([boxes.labels, boxes.corners])
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **found)
-    with np.load(path, allow_pickle=False) as stored:
-        for case in data.cases:
-            table = stored[case.key]
-            data.boxes[case.key] = Boxes(table[:, 1:], table[:, 0].astype(np.int64))
+
+    def around(case: Case, mask: np.ndarray) -> dict[str, np.ndarray]:
+        own = values if components else {int(v): 0 for v in np.unique(mask) if v}
+        boxes = mask_boxes(mask, own, components=components)
+        return {case.key: np.column_stack([boxes.labels, boxes.corners])}
+
+    kept = data.of_masks(folder / f"boxes-{stamp}.npz", around, "boxes of masks", progress)
+    for case in data.cases:
+        table = kept[case.key]
+        data.boxes[case.key] = Boxes(table[:, 1:], table[:, 0].astype(np.int64))
 
 
 def _say_others(record: TaskRecord, data: TaskData) -> None:

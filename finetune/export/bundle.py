@@ -23,6 +23,7 @@ from ...data.atomic import replacing, write_json, write_text
 from ...data.ingest import preprocess
 from ...data.shards import pictures
 from ..tasks import base
+from ..windows import OVERLAP, SIGMA
 from . import inference
 from .contract import contract
 from .graph import Graph, largest_difference
@@ -51,13 +52,7 @@ def export_bundle(graph: Graph, folder: Path) -> dict[str, Any]:
         return loaded(torch.from_numpy(x)).numpy()
 
     difference = largest_difference(graph, infer, MODEL)
-    check = {
-        "against": "torch",
-        "max_abs_difference": difference,
-        "inputs": len(graph.inputs),
-        "real": graph.real,
-    }
-    said = {**contract(graph), "check": check}
+    said = contract(graph, "torch", difference)
     for name, text in _scripts().items():
         write_text(folder / "scripts" / name, text)
     write_json(folder / "configs" / "preprocessing.json", said)
@@ -67,7 +62,7 @@ def export_bundle(graph: Graph, folder: Path) -> dict[str, Any]:
     licence = Path(__file__).resolve().parents[2] / "LICENSE"
     if licence.is_file():
         shutil.copyfile(licence, folder / "scripts" / "LICENSE")
-    return check
+    return said["check"]
 
 
 def _scripts() -> dict[str, str]:
@@ -138,7 +133,8 @@ def _inference(graph: Graph) -> dict[str, Any]:
     if graph.dense:
         found["inferer"] = {
             "_target_": "SlidingWindowInferer", "roi_size": list(plan.patch), "sw_batch_size": plan.batch,
-            "overlap": 0.5, "mode": "gaussian", "sigma_scale": 0.125, "device": "cpu", "sw_device": "@device",
+            "overlap": OVERLAP, "mode": "gaussian", "sigma_scale": SIGMA, "device": "cpu",
+            "sw_device": "@device",
         }  # fmt: skip
         found["postprocessing"] = {"_target_": "Compose", "transforms": _postprocessing(volume)}
     found["run"] = [

@@ -18,21 +18,32 @@ from ...data.normalise import (
     RULE,
 )
 from ...data.sample import MODALITIES
+from ..windows import OVERLAP, SIGMA
 from .graph import Graph
 
 CONTRACT = "preprocessing.json"
 INPUT, OUTPUT = "image", "output"
-_OVERLAP, _SIGMA = 0.5, 0.125  # of the windows, as finetune/windows.py uses them
 
 
-def contract(graph: Graph) -> dict[str, Any]:
-    """The steps, plain JSON values."""
+def contract(graph: Graph, against: str, difference: float) -> dict[str, Any]:
+    """The steps, plain JSON values, and how the written network was checked.
+
+    Args:
+        against: what it was compared with, in words.
+        difference: the largest of its outputs, absolute.
+    """
     task = graph.task
     plan, record = task.plan, task.record
     modality = record.source.get("modality")
     assert modality is None or str(modality) in {str(known) for known in MODALITIES}
     return {
         "format": 1,
+        "check": {
+            "against": against,
+            "max_abs_difference": difference,
+            "inputs": len(graph.inputs),
+            "real": graph.real,
+        },
         "task": record.name,
         "kind": record.kind,
         "arm": graph.arm,
@@ -55,7 +66,7 @@ def contract(graph: Graph) -> dict[str, Any]:
             "padding": "to the sides of the input, both ends alike, with the lowest normalised value",
         },
         "intensity": _intensity(),
-        "windows": {"sides": list(plan.patch), "overlap": _OVERLAP, "weight": "gaussian", "sigma": _SIGMA}
+        "windows": {"sides": list(plan.patch), "overlap": OVERLAP, "weight": "gaussian", "sigma": SIGMA}
         if graph.dense
         else None,
         "output": {

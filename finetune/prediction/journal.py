@@ -7,14 +7,12 @@ in the names of the outputs: the folder is the user's own and holds nothing for 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data.atomic import sweep, write_json, write_text
+from ...data.atomic import csv_text, sweep, write_json, write_text
 from ...data.errors import ConfigError
 from .inputs import Input
 
@@ -89,18 +87,10 @@ class Journal:
         entries = [self._lines[item.name] for item in wanted if item.name in self._lines]
         rows = [row for entry in entries for row in entry["rows"]]
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        write_text(self.folder / TABLE, _csv(rows, columns))
+        write_text(self.folder / TABLE, csv_text(rows, columns))
         failed = [{"file": e["file"], "reason": e["failure"]} for e in entries if e["failure"] is not None]
         if failed:
-            write_text(self.folder / FAILURES, _csv(failed, ["file", "reason"]))
+            write_text(self.folder / FAILURES, csv_text(failed, ["file", "reason"]))
         else:
             (self.folder / FAILURES).unlink(missing_ok=True)
         return len(entries) - len(failed), len(failed)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...data.atomic import replacing, sweep, write_json, write_text
+from ...data.atomic import csv_text, replacing, sweep, write_json, write_text
 from ...data.errors import ConfigError
 from ..data import Case
-from ..evaluation import COLUMNS, csv_text, finite, open_run, renew_report
+from ..evaluation import COLUMNS, finite, open_run, renew_report
 from ..metrics import info
 from ..run import MODEL, arms, choose_device, load_arm
 from ..tasks import Task

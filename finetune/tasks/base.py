@@ -9,6 +9,7 @@ order and a resumed run continues exactly; loader processes never enter the orde
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -177,6 +178,15 @@ class Task(ABC):
             return whole
         return whole[(slice(None), *(slice(o, o + s) for o, s in zip(origin, shape, strict=True)))]
 
+    def resampled(self, case: Case, size: Sequence[int]) -> np.ndarray:
+        """The whole image as it is scored, at another size: normalised float32 [channels, *size]."""
+        if self.plan.ndim == 2 and self.corrupt is None:
+            height, width = case.shape
+            pixels = self.data.shards.read_resized(case.ref, (0, 0, height, width), size)
+        else:
+            pixels = resized(self.image(case), size)
+        return self.normalised(case, pixels)
+
     def batches(self, start: int, steps: int, workers: int) -> Iterator[dict[str, Tensor]]:
         """Batches of steps start .. steps - 1."""
         size = self.plan.batch
@@ -212,6 +222,19 @@ class Task(ABC):
         """What lies outside an image: its darkest value, normalised."""
         rule = intensity(case.meta)
         return float(np.min((rule.low - rule.mean) / rule.std))
+
+
+def native_box(
+    case: Case, target: Sequence[int], low: Sequence[int], high: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """(first voxel, extent) in the case's own grid of what a box [low, high) of its `target` grid shows."""
+    ratio = [n / t for n, t in zip(case.shape, target, strict=True)]
+    start = [min(math.floor(a * r), n - 1) for a, r, n in zip(low, ratio, case.shape, strict=True)]
+    stop = [
+        max(s + 1, min(math.ceil(b * r), n))
+        for s, b, r, n in zip(start, high, ratio, case.shape, strict=True)
+    ]
+    return start, [b - a for a, b in zip(start, stop, strict=True)]
 
 
 class _Examples(Dataset):

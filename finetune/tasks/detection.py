@@ -34,7 +34,7 @@ from ..metrics import CaseRow
 from ..metrics.classification import Metric
 from ..metrics.detection import DetectionMetrics, image_precision
 from ..planner import Plan
-from .base import Task, resized
+from .base import Task, native_box, resized
 
 if TYPE_CHECKING:
     from ..detection.network import BoxNetwork  # imports MONAI
@@ -139,13 +139,7 @@ class Detection(Task):
     def _crop(self, case: Case, origin: Sequence[int], target: Sequence[int]) -> np.ndarray:
         """Read, resample and pad (at the far end) one crop: float32 [C, *patch]."""
         extent = [min(size, side - o) for size, side, o in zip(self.plan.patch, target, origin, strict=True)]
-        ratio = [n / t for n, t in zip(case.shape, target, strict=True)]
-        start = [min(math.floor(o * r), n - 1) for o, r, n in zip(origin, ratio, case.shape, strict=True)]
-        stop = [
-            max(s + 1, min(math.ceil((o + e) * r), n))
-            for s, o, e, r, n in zip(start, origin, extent, ratio, case.shape, strict=True)
-        ]
-        shape = [b - a for a, b in zip(start, stop, strict=True)]
+        start, shape = native_box(case, target, origin, [o + e for o, e in zip(origin, extent, strict=True)])
         image = self.normalised(case, resized(self.data.image(case, start, shape), extent))
         gaps = [(0, size - e) for size, e in zip(self.plan.patch, extent, strict=True)]
         return np.ascontiguousarray(np.pad(image, [(0, 0), *gaps], constant_values=self.padding(case)))
@@ -170,13 +164,7 @@ class Detection(Task):
 
     def whole(self, case: Case) -> np.ndarray:
         """The image on the grid of the plan: float32 [C, *target]."""
-        target = self.plan.target_shape(case.shape, case.spacing)
-        if self.plan.ndim == 2 and self.corrupt is None:
-            height, width = case.shape
-            return self.normalised(
-                case, self.data.shards.read_resized(case.ref, (0, 0, height, width), target)
-            )
-        return self.normalised(case, resized(self.image(case), target))
+        return self.resampled(case, self.plan.target_shape(case.shape, case.spacing))
 
     def predictions(
         self, network: nn.Module, cases: Sequence[Case], device: torch.device, *, mirror: bool = False

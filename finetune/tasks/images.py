@@ -72,12 +72,7 @@ class WholeImages(Task):
 
     def whole(self, case: Case) -> Tensor:
         """The image as it is scored: [C, *size] normalised."""
-        if self.plan.ndim == 2 and self.corrupt is None:
-            height, width = case.shape
-            pixels = self.data.shards.read_resized(case.ref, (0, 0, height, width), self.plan.patch)
-        else:
-            pixels = resized(self.image(case), self.plan.patch)
-        return torch.from_numpy(self.normalised(case, pixels))
+        return torch.from_numpy(self.resampled(case, self.plan.patch))
 
     def features(self, probe: FrozenProbe, cases: Sequence[Case], device: torch.device) -> np.ndarray:
         """What a probe reads of frozen features, float32 [N, ...], from the cache where there is one."""

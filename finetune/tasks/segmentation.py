@@ -28,7 +28,7 @@ from ..data import Case, TaskData
 from ..decoders import LinearSegmenter, Segmenter, decoder, deep_loss
 from ..metrics import CaseRow, segmentation_case
 from ..windows import interpolate_rows, resized_rows, rows_between, sliding_rows
-from .base import Member, Task, resized
+from .base import Member, Task, native_box, resized
 
 _FINGERPRINT = 40  # training cases whose intensities are looked at
 
@@ -92,13 +92,7 @@ class Segmentation(Task):
         """Read, resample and pad one crop: float32 [C, *patch], uint8 [*patch]."""
         target, size = self.target_shape(case), self.plan.patch
         inner = [(max(0, o), min(t, o + s)) for o, t, s in zip(origin, target, size, strict=True)]
-        ratio = [n / t for n, t in zip(case.shape, target, strict=True)]
-        start = [min(math.floor(a * r), n - 1) for (a, _), r, n in zip(inner, ratio, case.shape, strict=True)]
-        stop = [
-            max(s + 1, min(math.ceil(b * r), n))
-            for (_, b), r, n, s in zip(inner, ratio, case.shape, start, strict=True)
-        ]
-        extent = [b - a for a, b in zip(start, stop, strict=True)]
+        start, extent = native_box(case, target, *zip(*inner, strict=True))
         shape = [b - a for a, b in inner]
         image = self.normalised(case, resized(self.data.image(case, start, extent), shape))
         labels = resized(self.data.mask(case, start, extent)[None], shape, smooth=False)[0]

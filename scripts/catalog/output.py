@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
 import shutil
@@ -48,14 +46,10 @@ def write_json(value: Any) -> None:
 
 def write_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows with equal keys as CSV to stdout."""
+    from ...data.atomic import csv_text
     from ...data.catalog.plain import flat
 
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat(dict(row)) for row in rows)
-    write(text.getvalue())
+    write(csv_text([flat(dict(row)) for row in rows]))
 
 
 def write(text: str) -> None:
