@@ -9,6 +9,8 @@ keeps its traceback.
 class MedloomError(Exception):
     """Base of all errors whose message is meant for the user."""
 
+    status = 2  # exit status of the command: the user can mend it
+
 
 class ConfigError(MedloomError):
     """A configuration names an unknown key, a wrong type, or values that contradict each other."""
@@ -30,6 +32,12 @@ class ShardError(MedloomError):
 
 class StoreError(MedloomError):
     """A remote store or its cache cannot be used; unlike a ShardError, another sample would not help."""
+
+
+class RankError(MedloomError):
+    """Another rank of a distributed run has ended or does not answer."""
+
+    status = 4  # the same command again may well do
 
 
 class LoaderError(MedloomError):

@@ -27,7 +27,7 @@ FREE_ON_RESUME = (
     "data.prefetch", "data.failure_budget",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accumulate",
     "trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes", "trainer.grace_seconds",
-    "trainer.requeue", "tracking", "panels", "probe",
+    "trainer.requeue", "trainer.timeout_minutes", "tracking", "panels", "probe",
 )  # fmt: skip
 
 
@@ -71,6 +71,7 @@ class TrainerConfig:
     checkpoint_every_minutes: float = 15.0  # also by the clock: what a killed job can lose
     grace_seconds: float = 30.0  # time between SIGTERM and SIGKILL on the cluster
     requeue: bool = True  # under SLURM, ask for the job to be queued again after a preemption
+    timeout_minutes: float = 30.0  # ranks that wait for another so long end with an error
 
 
 @dataclass(kw_only=True)
@@ -273,6 +274,7 @@ def _check(config: PretrainConfig) -> None:
                 "trainer.log_every": trainer.log_every, "trainer.num_nodes": trainer.num_nodes,
                 "trainer.checkpoint_every_steps": trainer.checkpoint_every_steps,
                 "trainer.checkpoint_every_minutes": trainer.checkpoint_every_minutes,
+                "trainer.timeout_minutes": trainer.timeout_minutes,
                 "optim.base_lr": optim.base_lr, "probe.k": config.probe.k,
                 "probe.max_samples": config.probe.max_samples,
                 "probe.dense_samples": config.probe.dense_samples,

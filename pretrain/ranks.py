@@ -51,6 +51,14 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
+def any_rank(flag: bool) -> bool:
+    """True on every rank when `flag` is true on one of them; every rank must call it."""
+    if world() == 1:
+        return flag
+    device = "cuda" if "nccl" in dist.get_backend() else "cpu"
+    return bool(total(torch.tensor(float(flag), device=device)))
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

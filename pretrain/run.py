@@ -30,6 +30,7 @@ from ..data.stream.stream import Stream
 from . import preempt
 from .checkpoint import Checkpointing, newest
 from .cluster.detect import Launch, detect, is_main_process, precision
+from .cluster.peers import give_up_after, watched
 from .config import PretrainConfig, complete, per_rank_batch
 from .continued import continue_objective
 from .contract import input_contract
@@ -84,7 +85,8 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
             loaders = PretrainData(
                 config.data, steps=config.steps, accumulate=config.trainer.accumulate, folder=folder.path
             )
-            trainer.fit(module, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
+            with watched(config.trainer.timeout_minutes):
+                trainer.fit(module, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
             recorder.finished = not saver.preempted
         if main and recorder.finished:
             save_encoder(
@@ -251,7 +253,7 @@ def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning advises more workers, a logger and a val loop; none of it applies here.
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    return pl.Trainer(
+    built = pl.Trainer(
         accelerator=trainer.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
         strategy=trainer.strategy, plugins=launch.plugins or None,
         precision=precision(trainer.precision, trainer.accelerator),  # type: ignore[arg-type]
@@ -260,6 +262,8 @@ def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=config.folder,
     )  # fmt: skip
+    give_up_after(trainer.timeout_minutes, built)
+    return built
 
 
 def largest(config: PretrainConfig, objective: Objective) -> list[tuple[int, ...]]:

@@ -67,7 +67,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns 0 (done), 1 (found faults), 2 (the user can mend it) or 3 (stopped early)."""
+    """Run one command; returns 0 (done), 1 (found faults), 2 (to be mended), 3 (stopped), 4 (rank lost)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     only = next((word for word in argv if word in COMMANDS), None)
     parser = build_parser(only)
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments) or 0)
     except MedloomError as error:
         complain(error)
-        return 2
+        return error.status
     except KeyboardInterrupt:
         complain("interrupted; run the same command again to continue")
         return 130

@@ -24,24 +24,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Pretrain and say where the encoder is."""
-    import os
-
     from ..finetune.report import write_report
+    from ..pretrain.cluster.detect import is_main_process
     from ..pretrain.config import load_config
+    from ..pretrain.ranks import any_rank
     from ..pretrain.run import pretrain
     from .console import progress_bar, say
 
     config = load_config(arguments.config, arguments.overrides)
-    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
+    if is_main_process():
         with progress_bar() as progress:
             folder = pretrain(config, progress=progress)
-        if not (folder / "encoder.json").exists():
+        if any_rank(not (folder / "encoder.json").exists()):
             say(f"stopped before the last step; continue with the same command and resume=true ({folder})")
             return STOPPED
         say(f"run:    {folder}")
         page = write_report(folder / "report.html", evaluations=[], pretrain_runs=[folder], title=config.name)
         say(f"report: {page}")
         say(f"next: medloom finetune TASK --encoder {folder}")
-    else:
-        pretrain(config)
-    return 0
+        return 0
+    pretrain(config)
+    # All ranks leave with one status, after rank 0 has asked for the requeue: a launcher ends the others when
+    # one has failed, and counts a host as finished when its ranks leave with 0.
+    return STOPPED if any_rank(False) else 0
