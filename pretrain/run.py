@@ -37,6 +37,7 @@ from .contract import input_contract
 from .encoders import Encoder, build_encoder
 from .folder import RunFolder
 from .module import PretrainModule
+from .monitor.heartbeat import Heartbeat
 from .objectives import OBJECTIVES, Objective
 from .panels import draw_panels, varied
 from .probes import Probe, cadence, on_device
@@ -67,7 +68,10 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
     trainer = make_trainer(config, launch)
     log_arithmetic(config, trainer.world_size, objective)
     manifest = data.shards.manifest
-    with RunFolder(config, main=main, manifest=manifest.hash) as folder:
+    with (
+        RunFolder(config, main=main, manifest=manifest.hash) as folder,
+        Heartbeat(folder.path, main=main, steps=config.steps, ranks=trainer.world_size) as beat,
+    ):
         checkpoint = newest(folder.path) if config.resume else None
         start = step_of(checkpoint)
         if start >= config.steps and (folder.path / WEIGHTS).is_file():
@@ -78,7 +82,7 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
             recorder.probe = probe(config, objective)
             if main:
                 recorder.panels = panels(config, folder.path, data)
-            trainer.callbacks += [recorder, saver]  # type: ignore[attr-defined]
+            trainer.callbacks += [beat, recorder, saver]  # type: ignore[attr-defined]
             module = PretrainModule(config, encoder, objective)
             if config.trainer.compile:
                 compile_in_place(encoder, objective)
@@ -94,8 +98,8 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
                 objective.released(encoder),
                 provenance(config, manifest, data, objective, ancestor),
             )
-    if main and saver.preempted and config.trainer.requeue:
-        preempt.requeue()
+    if main and saver.preempted and config.trainer.requeue and preempt.requeue():
+        beat.requeued()
     return folder.path
 
 
