@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "methods": ("methods", "pretraining methods: what each is good for, and with which encoders it runs"),
     "pretrain": ("pretrain", "pretrain an encoder from shards"),
     "launch": ("launch", "a pretraining job for SLURM, torchrun, submitit, Kubernetes or SkyPilot"),
+    "launch": ("launch", "a pretraining job for SLURM, torchrun, submitit, Kubernetes or SkyPilot"),
     "watch": ("watch", "a pretraining run in the terminal: progress, rates, probes, checkpoint, time left"),
     "runs": ("runs", "the pretraining runs below a folder: state, step, loss, best probe, size"),
     "diagnose": ("diagnose", "what a run's curves mean, and what usually mends them; 1 when an alarm stands"),

@@ -141,7 +141,7 @@ def tracking() -> Iterator[Finding]:
         )
 
 
-def shards(folder: Path, ranks: int, workers: int, batch_size: int) -> Iterator[Finding]:
+def shards(folder: Path | str, ranks: int, workers: int, batch_size: int) -> Iterator[Finding]:
     """The manifest opens; the global batch divides by the ranks; there are samples for every rank."""
     from ..data import open_shards
     from ..data.errors import ShardError
