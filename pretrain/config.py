@@ -255,10 +255,6 @@ def _check(config: PretrainConfig) -> None:
     from .optim import OPTIMISERS, SCALINGS
 
     trainer, optim = config.trainer, config.optim
-    if config.resume and config.init_from:
-        raise ConfigError(
-            "resume=true continues a run and init_from starts a new one from other weights: give one of them"
-        )
     if trainer.steps is not None and trainer.epochs is not None:
         raise ConfigError(
             f"trainer.steps={trainer.steps} and trainer.epochs={trainer.epochs:g} both say how long the run "

@@ -40,9 +40,11 @@ def test_mistakes_are_one_line_with_a_mend(override: str, words: list[str]) -> N
         assert word in str(caught.value)
 
 
-def test_resume_and_init_from_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match="resume=true continues"):
-        load_config("phantom-mae-2d", ["resume=true", "init_from=runs/x"])
+def test_a_run_that_began_with_other_weights_is_continued_by_the_same_command() -> None:
+    config = load_config("phantom-mae-2d", ["resume=true", "init_from=runs/x"])
+    assert config.resume and config.init_from == "runs/x"
+    begun = to_dict(load_config("phantom-mae-2d"))
+    assert differences(begun, to_dict(config)) == ["init_from: None -> 'runs/x'"]
 
 
 def test_unknown_recipe_lists_near_names(tmp_path: Path) -> None:
