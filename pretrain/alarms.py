@@ -24,6 +24,7 @@ COLLAPSED_STD = 0.01  # share of the deviation of isotropic features below which
 COLLAPSED_RANK = 1.5  # effective dimensions below which one direction carries everything
 LEAST_INFORMATION = 0.002  # share of log K that the teacher's targets say of which image it is
 SPIKE = 20.0  # gradient norm against its own median over `HISTORY` rows
+STALLED = 0.5  # share of the time for the next batch above which the loader, not the device, sets the pace
 
 Row = dict[str, Any]
 
@@ -102,6 +103,16 @@ RULES = (
         "gradient", _spike,
         f"grad_norm {{grad_norm:.3g}} is over {SPIKE:.0f} × its median of {HISTORY} rows: the run diverges",
         "lower optim.base_lr, set optim.clip, or resume from previous.ckpt", warm=False,
+    ),
+)  # fmt: skip
+
+# What the clock says: a live run tells it, but no two runs agree on it, and training has no fault.
+CLOCK_RULES = (
+    Rule(
+        "loader", lambda row, _: number(row, "data_wait") > STALLED,
+        f"data_wait {{data_wait:.2f}} > {STALLED}: training waits for the loader more than it computes",
+        "raise data.workers or data.crops_per_sample, put shards on a local disk, or set data.cache",
+        warm=False,
     ),
 )  # fmt: skip
 

@@ -16,10 +16,10 @@ from ..data.config import find_config, polymorphic, read_yaml, structured, to_di
 from ..data.errors import ConfigError, nearest
 from ..data.stream.config import StreamConfig
 from .schedules import RATES
+from .tracking.config import TrackingConfig
 
 STEPS = 100_000  # of a run that says neither steps nor epochs
 PROBE_SCORES = ("knn", "linear", "dense")
-WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 # What a resumed run may change: where and how it runs and what it reports, never what it computes.
 FREE_ON_RESUME = (
@@ -93,15 +93,6 @@ class PanelConfig:
 
     every_steps: int = 0  # 0: only at the end of the run
     samples: int = 6  # images a panel, as many modalities as there are
-
-
-@dataclass(kw_only=True)
-class TrackingConfig:
-    """Weights & Biases beside metrics.jsonl, which is always written."""
-
-    wandb: str = "auto"  # auto: online when logged in, else offline | online | offline | disabled
-    project: str = "medloom"
-    entity: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -297,9 +288,7 @@ def _check(config: PretrainConfig) -> None:
     for score in config.probe.scores:
         if score not in PROBE_SCORES:
             raise ConfigError(f"probe.scores has {score!r}{nearest(score, set(PROBE_SCORES))}")
-    if config.tracking.wandb not in WANDB_MODES:
-        hint = nearest(config.tracking.wandb, set(WANDB_MODES))
-        raise ConfigError(f"tracking.wandb is {config.tracking.wandb!r}{hint}")
+    config.tracking.check()
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The callback that turns steps into rows: metrics.jsonl, W&B, the progress line, probes, panels, alarms.
+"""The callback that turns steps into rows: metrics.jsonl, tracker, progress line, probes, panels, alarms.
 
 One row a step at most. A row closes a window of steps (mean loss and gradient norms over steps and ranks),
 adds what is true at its step (rate, diagnostics of the last batch's features) and what the clock says
@@ -11,6 +11,7 @@ RankMe of a batch is bounded by the batch size: compare it within a run.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -22,17 +23,20 @@ import torch
 
 from ..data.config import to_dict
 from . import ranks
-from .alarms import Alarm, Watch
+from .alarms import CLOCK_RULES, RULES, Alarm, Watch
 from .config import PretrainConfig
 from .diagnostics import describe
-from .module import PretrainModule
+from .folder import ENVIRONMENT
+from .module import NonFiniteLoss, PretrainModule
 from .speed import Speed, peak
-from .tracking import METRICS, Journal, Tracker, read_rows
+from .stall import StallWatch
+from .tracking import METRICS, Artifact, Journal, Tracker, read_rows
 
 log = logging.getLogger(__name__)
 
 # Keys of a row that the clock decides: no two runs agree on them.
-CLOCK = ("time", "samples_per_s", "tokens_per_s", "data_wait", "overhead", "mfu", "gpu_memory_gb")
+CLOCK = ("time", "samples_per_s", "tokens_per_s", "data_wait", "overhead", "mfu", "gpu_memory_gb", "stall")
+_SLOW = {rule.name for rule in CLOCK_RULES}
 
 Progress = Callable[[int, int, str], None]
 Probe = Callable[[PretrainModule], dict[str, float]]
@@ -51,18 +55,17 @@ class Recorder(pl.Callback):
         start: int,
         progress: Progress | None = None,
     ) -> None:
-        """Open metrics.jsonl (rows beyond step `start` are cut) and W&B, on the main process only."""
+        """Open metrics.jsonl (rows beyond step `start` are cut) and the tracker, on the main process only."""
         self.config = config
         self.journal = Journal(folder, keep_until=start) if main else None
-        self.tracker = (
-            Tracker(folder, config.tracking, name=config.name, values=to_dict(config)) if main else None
-        )
+        self.tracker = _tracker(config, folder, start) if main else None
+        self._stall = StallWatch(60 * config.tracking.stall_minutes, self._stalled) if main else None
         self.progress = progress if main else None
         self.probe: Probe | None = None
         self.panels: Panels | None = None
         self.row: dict[str, Any] = {}
         self.finished = False  # set by the run when the last step is done
-        self._watch = Watch(config.optim.warmup_fraction * config.steps)
+        self._watch = Watch(config.optim.warmup_fraction * config.steps, RULES + CLOCK_RULES)
         self._standing: list[Alarm] = []
         if main:  # alarms look at several rows: a resumed run goes on with those that it wrote
             for row in read_rows(folder / METRICS):
@@ -76,10 +79,29 @@ class Recorder(pl.Callback):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._speed.leave()
+        if self._stall is not None:
+            self._stall.close()
         if self.tracker is not None:
-            self.tracker.finish({"finished": self.finished, **self.row}, failed=kind is not None)
+            if kind is not None and issubclass(kind, NonFiniteLoss):  # its message names samples: not here
+                text = "the loss or its gradient is not finite, and the run stopped; its log names the step"
+                self.tracker.alert("not finite", text, max(self._step, 0))
+            stopped = kind is None and not self.finished  # the scheduler's patience is the job's, not ours
+            self.tracker.finish(
+                {"finished": self.finished, **self.row}, failed=kind is not None,
+                seconds=self.config.trainer.grace_seconds / 6 if stopped else None,
+            )  # fmt: skip
         if self.journal is not None:
             self.journal.close()
+
+    def reads(self, artifact: Artifact) -> None:
+        """Tell the tracker what the run starts from."""
+        if self.tracker is not None:
+            self.tracker.uses(artifact)
+
+    def makes(self, artifact: Artifact) -> None:
+        """Tell the tracker what came out of the run."""
+        if self.tracker is not None:
+            self.tracker.made(artifact)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure the device's peak, start the clock; tell the first line of progress."""
@@ -92,11 +114,15 @@ class Recorder(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the work of the first batch of each shape."""
+        if self._stall is not None:
+            self._stall.works()
         self._speed.start(batch["image"].shape, pl_module.encoder)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Leave nothing behind that would count what runs after a failed step."""
         self._speed.leave()
+        if self._stall is not None:
+            self._stall.works()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -106,13 +132,20 @@ class Recorder(pl.Callback):
         step = trainer.global_step
         if step == self._step:  # a micro-batch of an unfinished step
             pl_module.end_of_work()
-            return
-        self._step = step
-        if self._due(step):
-            self._record(trainer, pl_module, step)
         else:
-            pl_module.end_of_work()
-        self._tell(step)
+            self._step = step
+            if self._due(step):
+                self._record(trainer, pl_module, step)
+            else:
+                pl_module.end_of_work()
+            self._tell(step)
+        if self._stall is not None and step < self.config.steps:
+            self._stall.waits()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Nobody waits for a batch any more."""
+        if self._stall is not None:
+            self._stall.works()
 
     def _record(self, trainer: pl.Trainer, module: PretrainModule, step: int) -> None:
         """Everything that is due at `step`; collective: every rank calls it."""
@@ -163,13 +196,24 @@ class Recorder(pl.Callback):
         """Put what fires into the row; say each alarm once, as long as it stands."""
         before = {alarm.name for alarm in self._standing}
         self._standing = self._watch.see(row)
-        if self._standing:
-            row["alarm"] = " | ".join(map(str, self._standing))
+        for key, slow in (("alarm", False), ("stall", True)):
+            told = [str(alarm) for alarm in self._standing if (alarm.name in _SLOW) == slow]
+            if told:
+                row[key] = " | ".join(told)
         for alarm in self._standing:
             if alarm.name not in before:
                 log.warning("step %d: %s", alarm.step, alarm)
+                if self.tracker is not None:
+                    self.tracker.alert(alarm.name, str(alarm), alarm.step)
         for name in sorted(before - {alarm.name for alarm in self._standing}):
             log.info("step %d: alarm %s is over", row["step"], name)
+
+    def _stalled(self, seconds: float) -> None:
+        """The loader has given nothing for long; called from the thread that looks at the clock."""
+        text = f"no batch for {seconds / 60:.0f} minutes: the loader or its storage stands still"
+        log.warning("step %d: %s", max(self._step, 0), text)
+        if self.tracker is not None:
+            self.tracker.alert("stalled", text, max(self._step, 0))
 
     def _write(self, row: dict[str, Any], images: dict[str, Path]) -> None:
         self.row = row
@@ -192,6 +236,14 @@ class Recorder(pl.Callback):
             ]  # fmt: skip
             detail = " · ".join(parts)
         self.progress(step, self.config.steps, f"pretrain {self.config.name} | {detail}")
+
+
+def _tracker(config: PretrainConfig, folder: Path, start: int) -> Tracker:
+    """The tracker of this segment; beside the configuration it gets versions, commit and devices."""
+    path = folder / ENVIRONMENT
+    environment = json.loads(path.read_text()) if path.is_file() else {}
+    values = {**to_dict(config), "environment": environment}
+    return Tracker(folder, config.tracking, name=config.name, values=values, start=start)
 
 
 def gathered(x: torch.Tensor | None, axis: int = 0) -> torch.Tensor | None:

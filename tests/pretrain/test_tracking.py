@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from medloom.pretrain.config import TrackingConfig
 from medloom.pretrain.run import pretrain
-from medloom.pretrain.tracking import METRICS, Journal, Tracker, choose_mode, public, read_rows
+from medloom.pretrain.tracking import METRICS, Journal, Tracker, public, read_rows
+from medloom.pretrain.tracking.wandb_backend import choose_mode
 from PIL import Image
 
 BLOCK = 32768

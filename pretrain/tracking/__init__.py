@@ -1,0 +1,15 @@
+"""Where numbers go: metrics.jsonl is the authority; W&B, TensorBoard or MLflow mirror it (docs/tracking.md).
+
+What leaves the machine: numbers, panels, the configuration without folders, hashes of what was read and made.
+No host name, user name, path or sample key.
+"""
+
+from .base import Artifact
+from .config import TRACKERS, TrackingConfig
+from .journal import METRICS, Journal, read_rows
+from .privacy import public
+from .tracker import Tracker
+
+__all__ = [
+    "METRICS", "TRACKERS", "Artifact", "Journal", "Tracker", "TrackingConfig", "public", "read_rows",
+]  # fmt: skip
