@@ -1,4 +1,5 @@
-"""What the commands print: logging, progress bars, tables, one-line errors. The only place that knows rich.
+"""What the commands print: logging, progress bars, tables, one-line errors. It knows rich, and so do the
+frame of `medloom watch` and the table of `medloom runs`.
 
 Results go to stdout, everything else (logs, bars, errors) to stderr, so that output can be piped.
 """

@@ -26,7 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     import json
 
     from ..pretrain.monitor.table import describe, find_runs
-    from .console import print_table, say
+    from .console import say
+    from .watch_frame import show
 
     found = [describe(folder) for folder in find_runs(arguments.folders)]
     if arguments.json:
@@ -35,26 +36,43 @@ def run(arguments: argparse.Namespace) -> int:
     if not found:
         say(f"no runs of `medloom pretrain` below {', '.join(map(str, arguments.folders))}")
         return 0
-    print_table([_line(values) for values in found])
+    show(_table(found, arguments.folders))
     return 0
 
 
-def _line(values: dict[str, Any]) -> dict[str, object]:
+def _table(found: list[dict[str, Any]], roots: list[Path]) -> Any:
+    """A line a run; a narrow terminal cuts the encoder and folds the name, and keeps the numbers whole."""
+    from rich.table import Table
+    from rich.text import Text
+
     from .console import size
-    from .watch_frame import duration
+    from .watch_frame import COLOURS, duration
 
-    def written(key: str, form: str) -> str | None:
-        return None if values[key] is None else format(values[key], form)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run", overflow="fold", min_width=12)
+    table.add_column("state", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    table.add_column("encoder", no_wrap=True, overflow="ellipsis", min_width=6)
+    for head in ("step", "left", "loss", "best probe", "data wait", "row age", "size"):
+        table.add_column(head, justify="right", no_wrap=head != "data wait")
+    for values in found:
+        alarm = " ALARM" if values["alarms"] and values["state"] != "finished" else ""
+        colour = "red" if alarm else COLOURS.get(values["state"], "white")
+        steps = f"/{values['steps']:,}" if values["steps"] else ""
+        table.add_row(
+            Text(_name(values["run"], roots)), Text(values["state"] + alarm, style=colour), values["method"],
+            Text(values["encoder"]), f"{values['step']:,}{steps}",
+            "" if values["seconds_left"] is None else duration(values["seconds_left"], short=True),
+            "" if values["loss"] is None else f"{values['loss']:.4g}",
+            "" if values["probe"] is None else f"{values['probe']} {values['best_probe']:.3f}",
+            "" if values["data_wait"] is None else f"{100 * values['data_wait']:.1f} %",
+            "" if values["row_age"] is None else duration(values["row_age"], short=True),
+            size(values["bytes"]),
+        )  # fmt: skip
+    return table
 
-    steps = f" / {values['steps']:,}" if values["steps"] else ""
-    probe = None if values["probe"] is None else f"{values['probe']} {values['best_probe']:.3f}"
-    return {
-        "run": values["run"],
-        "state": values["state"] + (" ALARM" if values["alarms"] and values["state"] != "finished" else ""),
-        "method": values["method"], "encoder": values["encoder"],
-        "step": f"{values['step']:,}{steps}",
-        "left": None if values["seconds_left"] is None else duration(values["seconds_left"]),
-        "loss": written("loss", ".4g"), "best probe": probe, "data wait": written("data_wait", ".1%"),
-        "last row": None if values["row_age"] is None else f"{duration(values['row_age'])} ago",
-        "size": size(values["bytes"]),
-    }  # fmt: skip
+
+def _name(folder: str, roots: list[Path]) -> str:
+    """Without the folder that was searched, where there is only one."""
+    path = Path(folder)
+    return str(path.relative_to(roots[0])) if len(roots) == 1 and path != roots[0] else folder

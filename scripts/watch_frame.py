@@ -34,9 +34,9 @@ def frame(folder: Path, status: Status, *, ascii_only: bool | None = None) -> An
 
     if ascii_only is None:
         ascii_only = _console().options.ascii_only
-    parts = [_head(folder, status), _bar(status), _facts(status)]
+    parts = [_head(folder, status), _bar(status), "", _facts(status)]
     if status.run.rows:
-        parts.append(_curves(status, ASCII if ascii_only else BLOCKS))
+        parts += ["", _curves(status, ASCII if ascii_only else BLOCKS)]
     parts += _alarms(status)
     return Group(*parts)
 
@@ -59,11 +59,13 @@ def show(drawn: Any) -> None:
     _console().print(drawn)
 
 
-def duration(seconds: float | None) -> str:
-    """Two units at most: `4 s`, `3 min`, `2 h 05 min`, `3 d 4 h`."""
+def duration(seconds: float | None, *, short: bool = False) -> str:
+    """Two units at most: `4 s`, `3 min`, `2 h 05 min`, `3 d 4 h`; one when `short`."""
     if seconds is None or not math.isfinite(seconds):
         return "?"
     whole = round(seconds)
+    if short and whole >= 3600:
+        return f"{whole / 3600:.0f} h" if whole < 48 * 3600 else f"{whole / 86400:.0f} d"
     if whole < 60:
         return f"{whole} s"
     minutes = whole // 60

@@ -9,8 +9,9 @@ than `LOST` seconds make a run look lost.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ...data.atomic import write_json
 
@@ -47,11 +48,9 @@ def write_beat(folder: Path, beat: Beat) -> None:
 
 def read_beat(folder: Path) -> Beat | None:
     """The last beat; None where there is none that can be read (a run of an older version, a half copy)."""
+    defaults = asdict(Beat())
     try:
-        values = json.loads((folder / BEAT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values: dict[str, Any] = json.loads((folder / BEAT).read_text(encoding="utf-8"))
+        return Beat(**{key: type(default)(values.get(key, default)) for key, default in defaults.items()})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
-    if not isinstance(values, dict):
-        return None
-    known = {field.name: type(field.default) for field in fields(Beat)}
-    return Beat(**{key: known[key](value) for key, value in values.items() if key in known})

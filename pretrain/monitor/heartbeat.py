@@ -39,7 +39,8 @@ class Heartbeat(pl.Callback):
         self.beat = Beat(steps=steps, ranks=ranks, started=time.time())
         self._main, self._said = main, False
         self._writing = threading.Lock()
-        self._over = threading.Event()
+        self._over = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
@@ -51,7 +52,8 @@ class Heartbeat(pl.Callback):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if not self._main:
             return
-        self._over.set()
+        self._over = True
+        self._wake.set()
         self._thread.join(timeout=self.every)
         asked = isinstance(error, KeyboardInterrupt | SystemExit)
         if error is not None and not asked:
@@ -77,14 +79,21 @@ class Heartbeat(pl.Callback):
         step = trainer.global_step
         if step == self.beat.step:
             return  # a micro-batch of an unfinished step
+        first = self.beat.state != RUNNING
         self.beat.step, self.beat.stepped, self.beat.state = step, time.time(), RUNNING
+        if first:
+            self._wake.set()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note which step a checkpoint holds."""
         self.beat.saved = trainer.global_step
 
     def _beat_on(self) -> None:
-        while not self._over.wait(self.every):
+        while True:
+            self._wake.wait(self.every)
+            self._wake.clear()
+            if self._over:
+                return
             self._write()
 
     def _write(self) -> None:

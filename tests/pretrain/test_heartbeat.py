@@ -98,7 +98,7 @@ def test_other_ranks_are_silent(tmp_path: Path) -> None:
     assert not (tmp_path / BEAT).exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"state": "running", "later": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"step": null}', '{"state": "running", "later": 1}'])
 def test_half_a_beat_is_no_beat_and_unknown_keys_are_left_out(tmp_path: Path, text: str) -> None:
     (tmp_path / BEAT).write_text(text)
     found = read_beat(tmp_path)
