@@ -1,32 +1,131 @@
-"""Checkpoints that survive a kill at any instruction, and the callback that decides when to write one.
+"""Checkpoint files that survive a kill at any instruction: written, read back, and only then renamed.
 
-A checkpoint is written under a temporary name, fsynced and renamed over `last.ckpt`; the one before stays as
-`previous.ckpt` through a hard link, so that at every moment at least one complete file exists. A reader
-checks the CRC of every record in the file (torch itself does not): a truncated or flipped `last.ckpt` falls
-back to `previous.ckpt` with a warning. The price is twice the disk space and one more read of the file at a
-resume.
+A checkpoint is hashed while it is written under a temporary name, fsynced, read back from the disk and
+compared; `checkpoints.json` learns its SHA-256, `last.ckpt` becomes `previous.ckpt` (a hard link) and the new
+file takes its place. At every moment at least one complete file exists. A reader computes the SHA-256 again:
+a truncated or flipped file falls back to the one before, with a warning. A file of a folder without
+`checkpoints.json` is judged by the CRC of its records (torch itself checks neither). The price is twice the
+disk space, one more read of the file at each save, and one at a resume.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import logging
 import os
+import shutil
 import time
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-import pytorch_lightning as pl
-
-from ..data.atomic import TEMPORARY, replacing, sweep
+from ..data.atomic import replacing, write_json
 from ..data.errors import CheckpointError
-from .preempt import StopSignal, agree, steps_between_checks
 
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
+STEPS = "step-*.ckpt"
+WRITTEN = "checkpoints.json"
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # what link(2) says where there are none
+_BLOCK = 1 << 22  # bytes read at a time
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint that was written and read back."""
+
+    step: int
+    bytes: int
+    seconds: float  # writing, fsync and reading back
+    sha256: str
+
+
+def store(
+    state: dict[str, Any], folder: Path, step: int, *, keep_every: int | None = None, keep_last: int = 2
+) -> Stored:
+    """Write `state` as last.ckpt, keeping the one before as previous.ckpt; one process calls it.
+
+    Args:
+        state: tensors in host memory and plain values, as `saving.snapshot` gives them.
+        keep_every: multiples of this step stay for good as step-N.ckpt; None: none does.
+        keep_last: newest checkpoints that stay, last.ckpt and previous.ckpt among them.
+
+    Raises:
+        CheckpointError: the disk is full, the folder cannot be written, or the disk gives back other bytes;
+            last.ckpt is still the old one.
+    """
+    last, begin = folder / LAST, time.monotonic()
+    try:
+        with replacing(last) as temporary:
+            digest, size = write(state, temporary)
+            stored = Stored(step, size, round(time.monotonic() - begin, 3), digest)
+            _remember(folder, stored)
+            if last.exists():
+                _link(last, folder / PREVIOUS, otherwise=Path.replace)
+        _retain(folder, step, keep_every, keep_last)
+    except OSError as error:
+        raise CheckpointError(f"{last}: cannot be written ({error}): free space, then resume=true") from error
+    return stored
+
+
+def write(state: dict[str, Any], path: Path) -> tuple[str, int]:
+    """torch.save to `path`, fsync, read back; returns (SHA-256, bytes).
+
+    Raises:
+        OSError: not written, or the disk gives back something else.
+    """
+    import torch
+
+    with path.open("wb") as file:
+        stream = _Hashing(file)
+        try:
+            torch.save(state, cast(BinaryIO, stream))
+            file.flush()
+            os.fsync(file.fileno())
+        except RuntimeError as error:  # torch hides what the stream has raised
+            raise stream.error or OSError(str(error).splitlines()[0]) from error
+        if hasattr(os, "posix_fadvise"):  # forget the pages: what is read back is what the disk has
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if digest(path) != stream.sha256.hexdigest():
+        raise OSError("what was read back differs from what was written: is the disk faulty?")
+    return stream.sha256.hexdigest(), stream.size
+
+
+class _Hashing:
+    """A file that hashes what is written. Each call is short, so that training goes on beside it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            written = self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.sha256.update(data)
+        self.size += written
+        return written
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 def fault(path: Path) -> str | None:
@@ -34,6 +133,9 @@ def fault(path: Path) -> str | None:
     if not path.is_file():
         return "missing"
     try:
+        known = {stored.sha256 for stored in history(path.parent)}
+        if known:
+            return None if digest(path) in known else "its SHA-256 is none of those that were written"
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
@@ -42,14 +144,13 @@ def fault(path: Path) -> str | None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint to resume from: last.ckpt, else previous.ckpt with a warning; None when there is none.
+    """The checkpoint to resume from: last.ckpt, else an older one with a warning; None when there is none.
 
     Raises:
         CheckpointError: there are checkpoints, but none is complete.
     """
     faults: list[str] = []
-    for name in (LAST, PREVIOUS):
-        path = folder / name
+    for path in _candidates(folder):
         reason = fault(path)
         if reason is None:
             if faults:
@@ -64,97 +165,54 @@ def newest(folder: Path) -> Path | None:
     )
 
 
-def save(trainer: pl.Trainer, folder: Path) -> None:
-    """Write last.ckpt on all ranks' behalf (a collective call), keeping the one before as previous.ckpt.
-
-    Raises:
-        CheckpointError: the disk is full or the folder cannot be written; last.ckpt is still the old one.
-    """
-    last, previous = folder / LAST, folder / PREVIOUS
-    temporary = folder / f"{TEMPORARY}{LAST}"
+def history(folder: Path) -> list[Stored]:
+    """The checkpoints that `folder` may hold, the oldest first; empty where nothing was noted."""
     try:
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            if last.exists():
-                with replacing(previous) as link:
-                    os.link(last, link)
-            with replacing(last) as complete:
-                temporary.replace(complete)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{last}: cannot be written ({error}): free space, then resume=true") from error
-    trainer.strategy.barrier("checkpoint")
+        return [Stored(**entry) for entry in json.loads((folder / WRITTEN).read_text())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return []
 
 
-class Checkpointing(pl.Callback):
-    """Saves every so many steps, every so many minutes, and when asked to stop; then it stops the run.
+def kept(folder: Path) -> dict[int, Path]:
+    """step -> file of the copies that `trainer.keep_every_steps` and `keep_last` made, the newest first."""
+    steps = {int(path.stem.partition("-")[2]): path for path in folder.glob(STEPS)}
+    return dict(sorted(steps.items(), reverse=True))
 
-    The clock and the signals of one rank bind all ranks: they exchange (stop, due, seconds of a step) every k
-    steps, with k × step time below a quarter of the grace period.
-    """
 
-    def __init__(
-        self, folder: Path, *, every_steps: int, every_minutes: float, grace_seconds: float, total_steps: int
-    ) -> None:
-        self.folder = folder
-        self.every_steps = every_steps
-        self.every_seconds = 60 * every_minutes
-        self.grace_seconds = grace_seconds
-        self.total_steps = total_steps
-        self.signal = StopSignal()
-        self.preempted = False
-        self.saved_step = -1
-        self._next_check = 0
-        self._saved_at = self._checked_at = 0.0
-        self._checked_step = 0
+def _candidates(folder: Path) -> Iterator[Path]:
+    yield folder / LAST
+    yield folder / PREVIOUS
+    yield from kept(folder).values()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Install the handlers (after Lightning's own) and start the clocks."""
-        if trainer.is_global_zero:
-            sweep(self.folder)
-        self.saved_step = self._checked_step = trainer.global_step
-        self._next_check = trainer.global_step + 1
-        self._saved_at = self._checked_at = time.monotonic()
-        self.signal.install()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save when it is time to."""
-        step = trainer.global_step
-        if step in (self.saved_step, self._checked_step):
-            return  # a micro-batch of an unfinished step
-        stop, due = self._agreed(trainer, step)
-        if stop or due or step % self.every_steps == 0 or step >= self.total_steps:
-            pl_module.check_finite()  # a checkpoint must not hold a state that nothing can be learnt from
-            save(trainer, self.folder)
-            self.saved_step, self._saved_at = step, time.monotonic()
-        if stop and step < self.total_steps:
-            name = self.signal.received.name if self.signal.received else "a signal on another rank"
-            log.warning(
-                "%s: checkpoint of step %d is written, stopping; continue with resume=true", name, step
-            )
-            self.preempted = True
-            trainer.should_stop = True
+def _remember(folder: Path, stored: Stored) -> None:
+    """Note a file before it gets its name: whatever has the name of a checkpoint is noted."""
+    steps = kept(folder)
+    before = [entry for entry in history(folder) if entry.sha256 != stored.sha256]
+    recent = before[-4:]  # last.ckpt and previous.ckpt, even if a file was noted that got no name
+    older = [entry for entry in before if entry.step in steps and entry not in recent]
+    write_json(folder / WRITTEN, [asdict(entry) for entry in (*older, *recent, stored)])
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the signals back."""
-        self.signal.uninstall()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Give the signals back."""
-        self.signal.uninstall()
+def _link(existing: Path, name: Path, otherwise: Callable[[Path, Path], Any]) -> None:
+    """Give a file another name, atomically; `otherwise` does it where there are no hard links."""
+    with replacing(name) as link:
+        try:
+            os.link(existing, link)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            otherwise(existing, link)
 
-    def _agreed(self, trainer: pl.Trainer, step: int) -> tuple[bool, bool]:
-        """(stop, due by the clock), equal on all ranks; between two checks both are False."""
-        if step < self._next_check and trainer.world_size > 1:
-            return False, False
-        now = time.monotonic()
-        seconds = (now - self._checked_at) / max(1, step - self._checked_step)
-        wishes = [self.signal.received is not None, now - self._saved_at > self.every_seconds, seconds]
-        stop, due, slowest = agree([float(wish) for wish in wishes], trainer.strategy.root_device)
-        self._checked_step, self._checked_at = step, now
-        self._next_check = step + steps_between_checks(slowest, self.grace_seconds)
-        return bool(stop), bool(due)
+
+def _retain(folder: Path, step: int, keep_every: int | None, keep_last: int) -> None:
+    """Keep the copy of this step where it is wanted, drop those that no longer are."""
+
+    def for_good(number: int) -> bool:
+        return keep_every is not None and number % keep_every == 0
+
+    if for_good(step) or keep_last > 2:
+        _link(folder / LAST, folder / f"step-{step}.ckpt", otherwise=shutil.copyfile)
+    passing = [path for number, path in kept(folder).items() if not for_good(number)]
+    for path in passing[keep_last if keep_last > 2 else 0 :]:
+        path.unlink(missing_ok=True)

@@ -18,6 +18,8 @@ from ..data.stream.config import StreamConfig
 from .schedules import RATES
 from .tracking.config import TrackingConfig
 
+ON_NONFINITE = ("stop", "skip", "rollback")
+ON_SPIKE = ("none", *ON_NONFINITE)
 STEPS = 100_000  # of a run that says neither steps nor epochs
 PROBE_SCORES = ("knn", "linear", "dense")
 
@@ -26,7 +28,9 @@ FREE_ON_RESUME = (
     "out", "resume", "name", "data.shards", "data.access", "data.cache", "data.cache_gb", "data.workers",
     "data.prefetch", "data.failure_budget",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accumulate",
-    "trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes", "trainer.grace_seconds",
+    "trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes", "trainer.checkpoint_async",
+    "trainer.keep_every_steps", "trainer.keep_last", "trainer.time_limit_minutes", "trainer.grace_seconds",
+    "trainer.on_nonfinite", "trainer.on_spike", "trainer.spike_factor", "trainer.most_bad_steps",
     "trainer.requeue", "trainer.timeout_minutes", "tracking", "panels", "probe",
 )  # fmt: skip
 
@@ -69,6 +73,14 @@ class TrainerConfig:
     log_every: int = 20  # steps
     checkpoint_every_steps: int = 1000
     checkpoint_every_minutes: float = 15.0  # also by the clock: what a killed job can lose
+    checkpoint_async: bool = True  # written beside the next steps; costs the state once more in host memory
+    keep_every_steps: int | None = None  # checkpoints of these steps stay as step-N.ckpt; null: none
+    keep_last: int = 2  # newest checkpoints that stay: last.ckpt, previous.ckpt, and beyond 2 step-N.ckpt
+    time_limit_minutes: float | None = None  # stop and save before so long after the start; null: SLURM's
+    on_nonfinite: str = "stop"  # a loss or gradient that is not finite: stop | skip | rollback
+    on_spike: str = "none"  # a gradient norm above spike_factor × its median: none | skip | rollback | stop
+    spike_factor: float = 10.0  # × the median norm of the last 100 good steps
+    most_bad_steps: int = 20  # skipped or left out after a rollback, in the whole run; more stop it
     grace_seconds: float = 30.0  # time between SIGTERM and SIGKILL on the cluster
     requeue: bool = True  # under SLURM, ask for the job to be queued again after a preemption
     timeout_minutes: float = 30.0  # ranks that wait for another so long end with an error
@@ -262,6 +274,7 @@ def _check(config: PretrainConfig) -> None:
                 "trainer.checkpoint_every_steps": trainer.checkpoint_every_steps,
                 "trainer.checkpoint_every_minutes": trainer.checkpoint_every_minutes,
                 "trainer.timeout_minutes": trainer.timeout_minutes,
+                "trainer.keep_every_steps": trainer.keep_every_steps,
                 "optim.base_lr": optim.base_lr, "probe.k": config.probe.k,
                 "probe.max_samples": config.probe.max_samples,
                 "probe.dense_samples": config.probe.dense_samples,
@@ -269,6 +282,7 @@ def _check(config: PretrainConfig) -> None:
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise ConfigError(f"{key} is {value}; it must be above 0")
+    _check_safety(trainer)
     if not 0 <= optim.warmup_fraction < 1:
         raise ConfigError(f"optim.warmup_fraction is {optim.warmup_fraction}; a share from 0 to below 1")
     for key, word, known in (
@@ -289,6 +303,26 @@ def _check(config: PretrainConfig) -> None:
         if score not in PROBE_SCORES:
             raise ConfigError(f"probe.scores has {score!r}{nearest(score, set(PROBE_SCORES))}")
     config.tracking.check()
+
+
+def _check_safety(trainer: TrainerConfig) -> None:
+    if trainer.keep_last < 2:
+        raise ConfigError(
+            f"trainer.keep_last is {trainer.keep_last}; at least 2: last.ckpt, and previous.ckpt behind it"
+        )
+    limit = trainer.time_limit_minutes
+    if limit is not None and 60 * limit <= 2 * trainer.grace_seconds:
+        raise ConfigError(
+            f"trainer.time_limit_minutes {limit:g} leaves no time beside trainer.grace_seconds "
+            f"{trainer.grace_seconds:g}: raise the one or lower the other"
+        )
+    for key, word, known in (
+        ("on_nonfinite", trainer.on_nonfinite, ON_NONFINITE), ("on_spike", trainer.on_spike, ON_SPIKE),
+    ):  # fmt: skip
+        if word not in known:
+            raise ConfigError(f"trainer.{key} is {word!r}{nearest(word, known)}")
+    if trainer.spike_factor <= 1:
+        raise ConfigError(f"trainer.spike_factor is {trainer.spike_factor:g}; above 1, times the median norm")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ early, because the loader of a resumed run holds the remaining steps only.
 
 Losses are kept on the device until a row is written or a checkpoint is due, so that no step waits for the
 GPU; a loss that is not finite is therefore found up to `log_every` steps later, before anything is saved,
-with its own step and sample keys.
+with its own step and sample keys (guard.py, which also says what else a run can do about it).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from ..data.draws import stream_key
-from ..data.errors import MedloomError
 from ..data.stream.steps import StepPlan
 from . import ranks
 from .config import PretrainConfig
 from .encoders import Encoder
 from .gradients import GradientNorms
+from .guard import Guard
 from .objectives import Batch, Objective
 from .optim import optimiser, param_groups, scaled_lr
 from .schedules import cosine, rate
@@ -35,20 +35,26 @@ from .views import limits, to_float
 log = logging.getLogger(__name__)
 
 
-class NonFiniteLoss(MedloomError):
-    """The loss or the gradient is not a number; names the step, the rank and the samples."""
-
-
 class Window:
     """Scalars of the steps since the last row. They travel in the checkpoint: a resumed row is the same."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[Tensor]] = {}
+        self._marks: dict[str, int] = {}
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Append one value of each term (scalars, any device, no synchronisation)."""
         for name, value in terms.items():
             self.values.setdefault(name, []).append(value.detach().float().reshape(()))
+
+    def mark(self) -> None:
+        """Remember what is there now, see `drop`."""
+        self._marks = {name: len(values) for name, values in self.values.items()}
+
+    def drop(self) -> None:
+        """Forget what was added since `mark`."""
+        cut = {name: values[: self._marks.get(name, 0)] for name, values in self.values.items()}
+        self.values = {name: values for name, values in cut.items() if values}
 
     def stacked(self) -> dict[str, Tensor]:
         """name -> float32 [steps] on the CPU, averaged over the ranks (a collective call)."""
@@ -68,9 +74,10 @@ class Window:
 class PretrainModule(pl.LightningModule):
     """Encoder + objective under Lightning. One optimiser, automatic optimisation."""
 
-    def __init__(self, config: PretrainConfig, encoder: Encoder, objective: Objective) -> None:
+    def __init__(self, config: PretrainConfig, encoder: Encoder, objective: Objective, guard: Guard) -> None:
         super().__init__()
         self.config = config
+        self.guard = guard
         self.encoder = encoder
         self.objective = objective
         self.peak_rate, arithmetic = scaled_lr(
@@ -85,7 +92,6 @@ class PretrainModule(pl.LightningModule):
         self.start_step = 0
         self.wait_seconds = self.work_seconds = 0.0  # since the last row; see Recorder
         self._idle_since: float | None = None
-        self._unchecked: list[tuple[int, list[str], Tensor]] = []
 
     # ---- one step -------------------------------------------------------------------------------------
 
@@ -98,6 +104,8 @@ class PretrainModule(pl.LightningModule):
         step = self.trainer.global_step
         micro = batch_idx % self.config.trainer.accumulate
         torch.manual_seed(stream_key(self.config.seed, f"torch:{step}:{self.global_rank}:{micro}") >> 1)
+        if micro == 0:
+            self.guard.begin(self, step)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.rate(step) * group.get("lr_scale", 1.0)
             if group["name"].endswith("decay"):
@@ -105,21 +113,21 @@ class PretrainModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one micro-batch of this rank."""
-        output = self.objective.step(self.prepared(batch), self.encoder)
+        output = self.objective.step(self.prepared(batch, self.trainer.global_step), self.encoder)
         self.window.add({"loss": output.loss, **output.terms})
         self.features, self.views = output.features, output.views
-        self._unchecked.append((self.trainer.global_step, list(batch["key"]), output.loss.detach()))
+        self.guard.part(batch, output.loss)
         return output.loss
 
-    def prepared(self, batch: dict[str, Any]) -> Batch:
-        """The loader's batch on this device as what objectives take: float, normalised."""
+    def prepared(self, batch: dict[str, Any], step: int) -> Batch:
+        """The loader's batch on this device as what objectives take at this step: float, normalised."""
         image, at = to_float(batch, self.encoder.in_channels), batch.get("host_position")
         mask = batch.get("mask")
         return Batch(image=image, position=batch["position"], seed=self.config.data.seed,
                      modality=batch.get("modality"), spacing=batch.get("spacing"),
                      limits=limits(batch, self.encoder.in_channels),
                      host_position=None if at is None else torch.from_numpy(at),
-                     step=self.trainer.global_step, steps=self.config.steps,
+                     step=step, steps=self.config.steps,
                      label=batch.get("label"), mask=None if mask is None else mask.long())  # fmt: skip
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
@@ -160,10 +168,12 @@ class PretrainModule(pl.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        """Update the weights, then what follows them."""
+        """Update the weights, then what follows them; a bad step may do neither (see `Guard`)."""
         step = self.trainer.global_step  # Lightning counts this step only after the call
         optimizer.step(closure=optimizer_closure)
-        self.objective.after_update(step, self.config.steps, self.encoder)
+        if not self.guard.left_out:
+            self.objective.after_update(step, self.config.steps, self.encoder)
+        self.guard.end(self, step)
 
     def configure_gradient_clipping(
         self,
@@ -176,28 +186,7 @@ class PretrainModule(pl.LightningModule):
         self.objective.before_update(self.trainer.global_step, self.config.steps, self.encoder)
         norm, parts = self.gradients.clip(clip)
         self.window.add({"grad_norm": norm, **parts})
-        if not self.trainer.precision.startswith("16"):  # the loss scaler of float16 expects infinities
-            step, keys, _ = self._unchecked[-1]
-            self._unchecked.append((step, keys, norm.detach()))
-
-    def check_finite(self) -> None:
-        """Look at all losses and gradient norms since the last look (one synchronisation).
-
-        Raises:
-            NonFiniteLoss: names the first step that went wrong, its rank and the keys of its samples.
-        """
-        if not self._unchecked:
-            return
-        pending, self._unchecked = self._unchecked, []
-        finite = torch.stack([value.float().reshape(()) for _, _, value in pending]).isfinite().tolist()
-        for (step, keys, value), good in zip(pending, finite, strict=True):
-            if not good:
-                shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-                raise NonFiniteLoss(
-                    f"step {step + 1}, rank {self.global_rank}: the loss or its gradient is {float(value)}; "
-                    f"samples {shown}; nothing was saved since: lower optim.base_lr, or "
-                    "set trainer.precision=32-true"
-                )
+        self.guard.judge(self, self.trainer.global_step, norm)
 
     # ---- checkpoint -----------------------------------------------------------------------------------
 
@@ -208,6 +197,7 @@ class PretrainModule(pl.LightningModule):
         checkpoint["medloom"] = {
             "step": step, "samples": self.plan.samples(step), "window": self.window.stacked(),
             "encoder": dict(self.config.encoder), "released": self.released_prefix(),
+            "guard": self.guard.state(),
         }  # fmt: skip
 
     def released_prefix(self) -> str:
@@ -219,9 +209,14 @@ class PretrainModule(pl.LightningModule):
         """Take the step and the window from a checkpoint."""
         self.start_step = int(checkpoint["medloom"]["step"])
         self.window.restore(checkpoint["medloom"]["window"], torch.device("cpu"))
+        if "guard" in checkpoint["medloom"]:
+            self.guard.restore(checkpoint["medloom"]["guard"])
 
     def on_fit_start(self) -> None:
-        """Tell Lightning at which step the run starts, before it asks for the loader."""
+        """Tell Lightning at which step the run starts, before it asks for the loader; share the bad steps."""
+        self.guard.checkpoint = self.start_step
+        self.guard.float16 = str(self.trainer.precision).startswith("16")
+        self.guard.known.share(self.trainer.strategy)
         progress = self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
         progress.optimizer.step.total.completed = self.start_step
         self.window.restore({k: torch.stack(v) for k, v in self.window.values.items()}, self.device)

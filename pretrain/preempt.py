@@ -1,10 +1,11 @@
 """Preemption: a signal becomes a flag, the flag becomes a checkpoint at the end of a batch, then a requeue.
 
 Stock Lightning loses the work here: on SIGTERM the loader workers die, the trainer raises and no checkpoint
-is written; SLURM even records the job as completed. So the handler only sets a flag (nothing that could run
-inside a half-finished collective), it is installed in `on_train_start`, after Lightning's own, and it is
-guarded by the process id, because forked loader workers inherit handlers. The ranks agree on the flag by one
-all-reduce every few steps, so that all of them save at the same step.
+is written; SLURM even records the job as completed. So Lightning's handlers are not installed
+(`run.make_trainer`). Ours is there from the first line of the command to its last, only sets a flag (nothing
+that could run inside a half-finished collective), and is guarded by the process id, because forked loader
+workers inherit handlers. The ranks agree on the flag by one all-reduce every few steps, so that all of them
+save at the same step.
 """
 
 from __future__ import annotations
@@ -22,12 +23,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopSignal:
-    """Remembers that this process was asked to stop. A second SIGINT interrupts at once."""
+    """Remembers that this process was asked to stop. A second SIGINT interrupts at once.
+
+    A context manager: the handlers are there inside.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._pid = os.getpid()
+
+    def __enter__(self) -> StopSignal:
+        self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.uninstall()
 
     def install(self) -> None:
         """Replace the handlers; only the main thread of a process may (elsewhere nothing happens)."""
@@ -50,6 +61,8 @@ class StopSignal:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        if number == signal.SIGINT and os.isatty(2):  # not logging: a handler may run inside of it
+            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again: at once\n")
 
 
 def agree(values: list[float], device: Any) -> list[float]:
@@ -69,6 +82,19 @@ def steps_between_checks(step_seconds: float, grace_seconds: float, *, most: int
     if step_seconds <= 0:
         return 1
     return max(1, min(most, int(grace_seconds / 4 / step_seconds)))
+
+
+def before_start(world: int, may_requeue: bool) -> bool:
+    """Whether to leave after a signal that came before training: one process, or SLURM takes the job back.
+
+    The ranks cannot agree yet, and a rank that left alone would keep the others waiting; where this is False,
+    they agree before their first step.
+    """
+    if may_requeue and requeue():
+        return True
+    if world == 1:
+        log.warning("asked to stop before the first step; continue with resume=true")
+    return world == 1
 
 
 def requeue(environ: dict[str, str] | None = None) -> bool:

@@ -28,6 +28,12 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    if world() > 1:
+        dist.barrier()
+
+
 def gather(x: Tensor) -> Tensor:
     """Rows of all ranks in order of rank: [B, ...] -> [ranks · B, ...]; gradients go back to their rank.
 

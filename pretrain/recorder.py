@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,8 @@ from .alarms import CLOCK_RULES, RULES, Alarm, Watch
 from .config import PretrainConfig
 from .diagnostics import describe
 from .folder import ENVIRONMENT
-from .module import NonFiniteLoss, PretrainModule
+from .guard import NonFiniteLoss, Rollback
+from .module import PretrainModule
 from .speed import Speed, peak
 from .stall import StallWatch
 from .tracking import METRICS, Artifact, Journal, Tracker, read_rows
@@ -85,9 +87,10 @@ class Recorder(pl.Callback):
             if kind is not None and issubclass(kind, NonFiniteLoss):  # its message names samples: not here
                 text = "the loss or its gradient is not finite, and the run stopped; its log names the step"
                 self.tracker.alert("not finite", text, max(self._step, 0))
+            goes_on = kind is not None and issubclass(kind, Rollback)
             stopped = kind is None and not self.finished  # the scheduler's patience is the job's, not ours
             self.tracker.finish(
-                {"finished": self.finished, **self.row}, failed=kind is not None,
+                {"finished": self.finished, **self.row}, failed=kind is not None and not goes_on,
                 seconds=self.config.trainer.grace_seconds / 6 if stopped else None,
             )  # fmt: skip
         if self.journal is not None:
@@ -152,8 +155,8 @@ class Recorder(pl.Callback):
         row, seconds = self._measured(module, step)
         begin = time.perf_counter()  # the device has done its work: from here on it is overhead
         features, views = gathered(module.features), gathered(module.views, axis=1)
-        if trainer.is_global_zero:
-            row |= describe(torch.zeros(0, 1) if features is None else features, views)
+        if trainer.is_global_zero and features is not None:
+            row |= describe(features, views)
         if self.probe is not None and self._at(step, self.config.probe.every_steps or 0):
             row |= self.probe(module)
         images: dict[str, Path] = {}
@@ -175,17 +178,20 @@ class Recorder(pl.Callback):
 
     def _measured(self, module: PretrainModule, step: int) -> tuple[dict[str, Any], float]:
         """What was measured since the last row, and the seconds of training in it; a collective call."""
-        module.check_finite()
+        module.guard.look(module)
         means = module.window.close()
         module.end_of_work()  # after the values are on the CPU: now the device has done the work, too
         samples = module.plan.samples(step)
         seconds = max(module.wait_seconds + module.work_seconds, 1e-9)
         done = samples - module.plan.samples(self._row_step)
         row = {
-            "step": step, "samples": samples, "time": round(time.monotonic() - self._begin, 3), **means,
+            "step": step, "samples": samples, "time": round(time.monotonic() - self._begin, 3),
+            "loss": math.nan, **means,  # no loss where all steps of the window were left out
             "lr": module.rate(step - 1), "samples_per_s": done / seconds,
             "data_wait": module.wait_seconds / seconds, **self._speed.close(seconds, ranks.world()),
         }  # fmt: skip
+        if len(module.guard.known):
+            row["bad_steps"] = len(module.guard.known)
         if torch.cuda.is_available() and module.device.type == "cuda":
             row["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(module.device) / 2**30, 3)
         self._row_step = step
@@ -229,7 +235,7 @@ class Recorder(pl.Callback):
         detail, row = "starting", self.row
         if row:
             parts = [
-                f"loss {row['loss']:.4f}", f"rank {row['rankme']:.0f}",
+                f"loss {row['loss']:.4f}", f"rank {row.get('rankme', math.nan):.0f}",
                 f"{row['samples_per_s']:.0f} samples/s", f"data wait {100 * row['data_wait']:.0f} %",
                 f"MFU {100 * row['mfu']:.0f} %",
                 *(f"ALARM {alarm.name}" for alarm in self._standing),

@@ -27,8 +27,9 @@ from ..data.loader.batches import collate
 from ..data.shards.manifest import Manifest
 from ..data.stream.steps import StepPlan
 from ..data.stream.stream import Stream
-from . import preempt
-from .checkpoint import Checkpointing, newest
+from . import preempt, ranks
+from .bad_steps import BadSteps
+from .checkpoint import newest
 from .cluster.detect import Launch, detect, is_main_process, precision
 from .cluster.peers import give_up_after, watched
 from .config import PretrainConfig, complete, per_rank_batch
@@ -36,29 +37,42 @@ from .continued import continue_objective
 from .contract import input_contract
 from .encoders import Encoder, build_encoder
 from .folder import RunFolder
+from .guard import Guard, Rollback
 from .module import PretrainModule
 from .monitor.heartbeat import Heartbeat
 from .objectives import OBJECTIVES, Objective
 from .panels import draw_panels, varied
 from .probes import Probe, cadence, on_device
 from .recorder import Recorder
+from .saving import Checkpointing
 from .weights import WEIGHTS, load_encoder, load_into, save_encoder
 
 log = logging.getLogger(__name__)
 
 
-def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] | None = None) -> Path:
+def pretrain(
+    config: PretrainConfig,
+    progress: Callable[[int, int, str], None] | None = None,
+    stop: preempt.StopSignal | None = None,
+) -> Path:
     """Train and return the run folder; docs/pretraining.md says what is in it.
 
-    A run that was asked to stop (SIGTERM, SIGUSR1, Ctrl-C) returns after its checkpoint, without an encoder
-    artefact; under SLURM it asks to be queued again.
+    A run that was asked to stop (SIGTERM, SIGUSR1, Ctrl-C, a time limit) returns after its checkpoint,
+    without an encoder artefact; under SLURM it asks to be queued again.
+
+    Args:
+        stop: listens to signals already; None: from here on.
 
     Raises:
         ConfigError: the configuration contradicts itself, the machine or the existing run folder.
         ShardError: the shards cannot be read.
         CheckpointError: no checkpoint can be read, or none can be written.
-        NonFiniteLoss: the loss became NaN; the message names step, rank and samples.
+        BadStep: a loss that became NaN or a spike, as `trainer.on_nonfinite` and `on_spike` say; the message
+            names step, rank and samples.
     """
+    if stop is None:
+        with preempt.StopSignal() as stop:
+            return pretrain(config, progress, stop)
     config = complete(config)
     main, launch = is_main_process(), detect(config.trainer)
     data = open_data(config)
@@ -73,34 +87,65 @@ def pretrain(config: PretrainConfig, progress: Callable[[int, int, str], None] |
         Heartbeat(folder.path, main=main, steps=config.steps, ranks=trainer.world_size) as beat,
     ):
         checkpoint = newest(folder.path) if config.resume else None
-        start = step_of(checkpoint)
-        if start >= config.steps and (folder.path / WEIGHTS).is_file():
-            log.info("%s is complete at step %d", folder.path, start)
+        if step_of(checkpoint) >= config.steps and (folder.path / WEIGHTS).is_file():
+            log.info("%s is complete at step %d", folder.path, step_of(checkpoint))
             return folder.path
-        saver = checkpointing(config, folder.path)
-        with Recorder(config, folder.path, main=main, start=start, progress=progress) as recorder:
-            recorder.probe = probe(config, objective)
-            if main:
-                recorder.panels = panels(config, folder.path, data)
-            trainer.callbacks += [beat, recorder, saver]  # type: ignore[attr-defined]
-            module = PretrainModule(config, encoder, objective)
-            if config.trainer.compile:
-                compile_in_place(encoder, objective)
-            loaders = PretrainData(
-                config.data, steps=config.steps, accumulate=config.trainer.accumulate, folder=folder.path
-            )
-            with watched(config.trainer.timeout_minutes):
-                trainer.fit(module, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
-            recorder.finished = not saver.preempted
-        if main and recorder.finished:
-            save_encoder(
-                folder.path,
-                objective.released(encoder),
-                provenance(config, manifest, data, objective, ancestor),
-            )
-    if main and saver.preempted and config.trainer.requeue and preempt.requeue():
+        asked = stop.received is not None
+        if asked and preempt.before_start(trainer.world_size, main and config.trainer.requeue):
+            return folder.path
+        known = BadSteps(folder.path)
+        while True:
+            module = PretrainModule(config, encoder, objective, Guard(config.trainer, known))
+            try:
+                finished = fit(trainer, module, data, folder.path, checkpoint, beat, stop, progress)
+                break
+            except Rollback as back:
+                log.warning("%s", back)
+            ranks.barrier()  # rank 0 may still have been writing
+            encoder, objective, ancestor = build(config)
+            trainer, checkpoint = make_trainer(config, launch), newest(folder.path)
+        if main and finished:
+            record = provenance(config, manifest, data, objective, ancestor)
+            save_encoder(folder.path, objective.released(encoder), record)
+    if main and not finished and config.trainer.requeue and preempt.requeue():
         beat.requeued()
     return folder.path
+
+
+def fit(
+    trainer: pl.Trainer,
+    module: PretrainModule,
+    data: Stream,
+    folder: Path,
+    checkpoint: Path | None,
+    beat: Heartbeat,
+    stop: preempt.StopSignal,
+    progress: Callable[[int, int, str], None] | None,
+) -> bool:
+    """Train from `checkpoint` on. True: the last step is done; False: the run was asked to stop.
+
+    Raises:
+        Rollback: on all ranks, when the run has to go on from its newest checkpoint.
+    """
+    config, main = module.config, is_main_process()
+    saver = Checkpointing(folder, config.trainer, total_steps=config.steps, signal=stop)
+    with Recorder(config, folder, main=main, start=step_of(checkpoint), progress=progress) as recorder:
+        recorder.probe = probe(config, module.objective)
+        if main:
+            recorder.panels = panels(config, folder, data)
+        trainer.callbacks += [beat, recorder, saver]  # type: ignore[attr-defined]
+        if config.trainer.compile:
+            compile_in_place(module.encoder, module.objective)
+        loaders = PretrainData(
+            config.data, steps=config.steps, accumulate=config.trainer.accumulate, folder=folder
+        )
+        try:
+            with watched(config.trainer.timeout_minutes):
+                trainer.fit(module, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
+        finally:
+            loaders.teardown("fit")  # Lightning does not after an exception
+        recorder.finished = not saver.preempted
+    return recorder.finished
 
 
 def open_data(config: PretrainConfig) -> Stream:
@@ -200,15 +245,6 @@ def step_of(checkpoint: Path | None) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["medloom"]["step"])
 
 
-def checkpointing(config: PretrainConfig, folder: Path) -> Checkpointing:
-    """The callback that saves and listens to signals."""
-    trainer = config.trainer
-    return Checkpointing(
-        folder, every_steps=trainer.checkpoint_every_steps, every_minutes=trainer.checkpoint_every_minutes,
-        grace_seconds=trainer.grace_seconds, total_steps=config.steps,
-    )  # fmt: skip
-
-
 def probe(
     config: PretrainConfig, objective: Objective
 ) -> Callable[[PretrainModule], dict[str, float]] | None:
@@ -240,7 +276,7 @@ def panels(
         return draw_panels(
             folder / "panels",
             step,
-            module.prepared(batch),
+            module.prepared(batch, step),
             module.encoder,
             module.objective,
             mean=batch["mean"],
@@ -267,6 +303,8 @@ def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
         default_root_dir=config.folder,
     )  # fmt: skip
     give_up_after(trainer.timeout_minutes, built)
+    # Lightning's handler of SIGTERM talks to the other ranks inside the handler; see preempt.py for ours.
+    built._signal_connector.register_signal_handlers = lambda: None
     return built
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from medloom.data.errors import CheckpointError, ConfigError, ShardError
 from medloom.pretrain.checkpoint import LAST, PREVIOUS
-from medloom.pretrain.module import NonFiniteLoss
+from medloom.pretrain.guard import NonFiniteLoss
 from medloom.pretrain.objectives.mae import MAE
 from medloom.pretrain.run import pretrain
 from medloom.pretrain.tracking import METRICS, read_rows
