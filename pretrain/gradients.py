@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .encoders.base import Encoder
+from .scale.sharding import local, norm_over_shards
 
 QUARTERS = 4
 
@@ -40,11 +41,12 @@ class GradientNorms:
         parameters = [p for group in held.values() for p in group]
         if not parameters:
             return torch.zeros(()), {}
-        gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+        gradients: list[Tensor] = [local(p.grad) for p in parameters if p.grad is not None]
         norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
+        norms = norm_over_shards(norms, parameters[0])
         total = torch.linalg.vector_norm(norms)
-        if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, total)
+        if limit is not None:  # torch's clip_grads_with_norm_, of the parts that this rank holds
+            torch._foreach_mul_(gradients, torch.clamp(limit / (total + 1e-6), max=1.0))
         parts = norms.split([len(group) for group in held.values()])
         return total, {
             f"grad_norm/{name}": torch.linalg.vector_norm(part)

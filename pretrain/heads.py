@@ -1,9 +1,6 @@
 """Projection heads: what joint-embedding objectives put behind the pooled features and throw away.
 
-Batch norms of a head count the rows of all ranks, as SimCLR and MoCo v3 do: with the statistics of one rank
-a network can tell which rows share its batch and cheat at telling them apart, and a run on eight GPUs would
-not be the run on one. torch's SyncBatchNorm does the same on CUDA only; this one runs, and is tested, on
-CPU processes too. The price is two small collectives a norm.
+Batch norms of a head count the rows of all ranks, as SimCLR and MoCo v3 do (see norms.py).
 """
 
 from __future__ import annotations
@@ -16,34 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import ranks
+from .norms import RanksBatchNorm
 
 Norm = Literal["none", "batch", "layer"]
-
-
-class RanksBatchNorm(nn.BatchNorm1d):
-    """`nn.BatchNorm1d` over the rows [B, E] of all ranks, which must hold as many rows each."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, E] -> [B, E] in the dtype of x; statistics in float32."""
-        if not self.training or ranks.world() == 1:
-            return super().forward(x)
-        rows = x.float()
-        mean = ranks.mean(rows.mean(dim=0))
-        variance = ranks.mean((rows - mean).square().mean(dim=0))
-        self._follow(mean.detach(), variance.detach(), ranks.world() * len(x))
-        out = (rows - mean) * torch.rsqrt(variance + self.eps)
-        return (out if self.weight is None else out * self.weight + self.bias).to(x.dtype)
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, rows: int) -> None:
-        """Running statistics, with the unbiased variance as torch keeps it."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        momentum = 0.1 if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * (rows / max(1, rows - 1)), momentum)
 
 
 def mlp(

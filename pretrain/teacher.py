@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .scale.sharding import local
+
 
 class Teacher(nn.Module):
     """Averages of named modules, reachable as attributes: `Teacher(encoder=encoder, head=head).encoder`."""
@@ -43,11 +45,11 @@ class Teacher(nn.Module):
         for name, module in modules.items():
             own = dict(self.get_submodule(name).named_parameters())
             theirs = dict(module.named_parameters())
-            averages: list[Tensor] = [own[key].detach() for key in theirs]
+            averages: list[Tensor] = [local(own[key].detach()) for key in theirs]
             wrong = next((a.dtype for a in averages if a.dtype.itemsize < 4), None)
             if wrong is not None:
                 raise TypeError(f"the teacher's {name} is {wrong}: an average needs float32")
-            originals: list[Tensor] = [p.detach() for p in theirs.values()]
+            originals: list[Tensor] = [local(p.detach()) for p in theirs.values()]
             torch._foreach_lerp_(averages, originals, 1.0 - momentum)
             _copy_buffers(self.get_submodule(name), module)
 

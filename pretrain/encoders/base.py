@@ -120,6 +120,13 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def units(self) -> list[nn.Module]:
+        """Modules that run as one, each called once in a pass: what sharded training gathers at a time.
+
+        The rest (embeddings, norms) is gathered with the encoder itself.
+        """
+        return []
+
     def added(self) -> list[nn.Parameter]:
         """Parameters that no pretraining gave, which fine-tuning trains at the rate of a head."""
         return []

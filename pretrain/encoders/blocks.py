@@ -72,21 +72,31 @@ def run_block(block: nn.Module, x: Tensor, rope: Tensor | None = None, only: Ten
     """One block of timm, with stochastic depth that skips what it drops; `only` as in `run_blocks`."""
     if only is not None and not takes_only(block):
         return select(run_block(block, x, rope), only)
-    parts = _parts(block)
-    if parts is None:
+    if _parts(block) is None:
         return block(x) if rope is None else block(x, rope=rope)
-    for part, drop in parts:
+    whole = getattr(block, "whole", None)  # gathers sharded weights around the call (scale/sharding.py)
+    return run_parts(block, x, rope, only) if whole is None else whole(x, rope, only)
+
+
+def run_parts(block: nn.Module, x: Tensor, rope: Tensor | None = None, only: Tensor | None = None) -> Tensor:
+    """`run_block` of a block whose parts are known, with its weights at hand."""
+    for part, drop in _parts(block) or ():
         rate = float(getattr(drop, "drop_prob", 0.0)) if block.training else 0.0
         x = add_part(x, part, rate, rope, only)
         only = None  # the second part sees the tokens that the first has left
     return x
 
 
+def kind_of(block: nn.Module) -> type[nn.Module]:
+    """The class of a block; sharding puts a class of its own above it and notes which it was."""
+    return getattr(block, "plain_kind", type(block))
+
+
 def takes_only(block: nn.Module) -> bool:
     """Whether a block can compute some tokens from all of them."""
     from timm.models.vision_transformer import Attention, Block
 
-    if type(block) is not Block or type(cast(Any, block).attn) is not Attention:
+    if kind_of(block) is not Block or type(cast(Any, block).attn) is not Attention:
         return False
     return type(cast(Any, block).attn.qkv) is nn.Linear  # an adapter's weight is not all that it computes
 
@@ -129,14 +139,14 @@ def _parts(block: nn.Module) -> list[tuple[Part, nn.Module]] | None:
     from timm.models.swin_transformer import SwinTransformerBlock
     from timm.models.vision_transformer import Block
 
-    b = cast(Any, block)
-    if type(block) is Block:
+    b, kind = cast(Any, block), kind_of(block)
+    if kind is Block:
         first: Part = lambda x, rope, only: b.ls1(attend(b.attn, b.norm1(x), rope, only))  # noqa: E731
         second: Part = lambda x, *_: b.ls2(b.mlp(b.norm2(x)))  # noqa: E731
-    elif type(block) is EvaBlock:
+    elif kind is EvaBlock:
         first = lambda x, rope, _: _scaled(b.gamma_1, b.attn(b.norm1(x), rope=rope))  # noqa: E731
         second = lambda x, *_: _scaled(b.gamma_2, b.mlp(b.norm2(x)))  # noqa: E731
-    elif type(block) is SwinTransformerBlock and hasattr(block, "_attn"):
+    elif kind is SwinTransformerBlock and hasattr(block, "_attn"):
         first = lambda x, *_: b._attn(b.norm1(x))  # noqa: E731
         second = lambda x, *_: b.mlp(b.norm2(x))  # noqa: E731
     else:

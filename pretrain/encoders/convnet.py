@@ -91,15 +91,19 @@ class ConvNet(Encoder):
             pyramid=list(levels) if pyramid else None,
         )
 
+    def _stages(self) -> list[nn.Module]:
+        """timm's stages that are made of blocks."""
+        info = cast(Any, self.model).feature_info
+        stages = [self.model.get_submodule(level["module"]) for level in info]
+        return [stage for stage in stages if next(stage.children(), None) is not None]
+
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
         """Within it each stage is computed again in the backward pass.
 
         timm's own switch is not looked at by `forward_intermediates` of a ResNet, and knows no `sparse`.
         """
-        info = cast(Any, self.model).feature_info
-        stages = [self.model.get_submodule(level["module"]) for level in info]
-        stages = [stage for stage in stages if next(stage.children(), None) is not None]
+        stages = self._stages()
         for stage in stages:
             stage.forward = partial(recomputed, self, stage.forward)
         try:
@@ -107,6 +111,10 @@ class ConvNet(Encoder):
         finally:
             for stage in stages:
                 del stage.__dict__["forward"]
+
+    def units(self) -> list[nn.Module]:
+        """See `Encoder.units`: the stages, which are also what `recompute` computes again as one."""
+        return self._stages()
 
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """timm's own coarse grouping of the model: [stem, stage 0, ..., last norm]."""

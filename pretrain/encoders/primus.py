@@ -142,6 +142,10 @@ class Primus(Encoder):
         table = build_rotary_pos_embed(list(grid), dim=bands, in_pixels=False, device=device)
         return torch.cat(table, dim=-1)
 
+    def units(self) -> list[nn.Module]:
+        """See `Encoder.units`."""
+        return list(cast(Any, self.eva).blocks)
+
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """[patch embedding, positions, registers; block 0; ...; final norm]."""
         eva = cast(Any, self.eva)

@@ -30,6 +30,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 from torch.utils.checkpoint import checkpoint
 
 from ...data.errors import ConfigError
+from .. import ranks
 from .base import Encoder
 
 Forward = Callable[[Tensor], Tensor]
@@ -64,16 +65,18 @@ def sparse(encoder: Encoder, visible: Tensor) -> Iterator[None]:
     replaced: list[tuple[nn.Module, Any]] = []
     handle = encoder.register_forward_pre_hook(run.hide_image)
     # Compiled code knows nothing of the replaced methods, and compiling anew in each step would cost minutes.
-    compiled, encoder._compiled_call_impl = encoder._compiled_call_impl, None
+    compiled = {module: module._compiled_call_impl for module in encoder.modules()}
     try:
-        for module in encoder.modules():
+        for module in compiled:
+            module._compiled_call_impl = None
             forward = run.forward_of(module)
             if forward is not None:
                 replaced.append((module, module.__dict__.get("forward")))
                 module.forward = forward
         yield
     finally:
-        encoder._compiled_call_impl = compiled
+        for module, implementation in compiled.items():
+            module._compiled_call_impl = implementation
         del _VISIBLE[encoder]
         if outer is not None:
             _VISIBLE[encoder] = outer
@@ -199,9 +202,10 @@ class _Run:
             mean, variance = module.running_mean.reshape(shape), module.running_var.reshape(shape)
         else:
             mask = self.at(x.shape[2:])
-            count = mask.sum().clamp(min=1)
-            mean = (y * mask).sum(dims, keepdim=True) / count
-            variance = ((y - mean).square() * mask).sum(dims, keepdim=True) / count
+            count = ranks.mean(mask.sum().clamp(min=1).float())  # of all ranks, as all batch norms (norms.py)
+            mean = ranks.mean((y * mask).sum(dims, keepdim=True)) / count
+            variance = ranks.mean(((y - mean).square() * mask).sum(dims, keepdim=True)) / count
+            count = count * ranks.world()
             if module.running_mean is not None and module.running_var is not None:
                 assert module.num_batches_tracked is not None and module.momentum is not None
                 with torch.no_grad():

@@ -57,6 +57,15 @@ class Staged(Encoder):
             pyramid=levels if pyramid else None,
         )
 
+    def units(self) -> list[nn.Module]:
+        """See `Encoder.units`: the stages, which are also what `recompute` computes again as one."""
+        return [
+            module
+            for stage in self.chain()
+            for module in stage
+            if next(module.parameters(), None) is not None
+        ]
+
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """One group a module of the chain, the stem being the first; what is behind it is the last."""
         modules = [module for stage in self.chain() for module in stage]

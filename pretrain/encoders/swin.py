@@ -104,6 +104,10 @@ class Swin(Encoder):
             mask = mask.repeat_interleave(self.shrink, dim=axis)
         return Hide(mask, hide.token)
 
+    def units(self) -> list[nn.Module]:
+        """See `Encoder.units`."""
+        return [block for stage in cast(Any, self.model).layers for block in stage.blocks]
+
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """timm's own grouping by block: [patch embedding, block 0, ..., last norm]."""
         return groups_of_timm(self, coarse=False)

@@ -123,6 +123,10 @@ class Swin3D(Encoder):
             mask = mask.repeat_interleave(2**self.count, dim=axis)
         return hide.token.reshape(1, -1, 1, 1, 1).to(x.dtype).where(mask, x)
 
+    def units(self) -> list[nn.Module]:
+        """See `Encoder.units`."""
+        return [block for stage in self.stages() for block in stage.blocks]
+
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """[patch embedding; each block, with the merging behind its stage in the last one]."""
         depth_of: dict[int, int] = {}

@@ -178,6 +178,10 @@ class ViT(Encoder):
             return visible.unsqueeze(1)
         return visible.transpose(1, 2)
 
+    def units(self) -> list[nn.Module]:
+        """See `Encoder.units`."""
+        return list(cast(Any, self.model).blocks)
+
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """[embeddings and positions, block 0, ..., block L-1, final norms and pooling]."""
         model = cast(Any, self.model)

@@ -201,6 +201,10 @@ class ViT3D(Encoder):
             rope = torch.cat([still.expand(*rope.shape[:-2], -1, -1), rope], dim=-2)
         return tokens, rope
 
+    def units(self) -> list[nn.Module]:
+        """See `Encoder.units`."""
+        return list(self.blocks)
+
     def layer_groups(self) -> list[list[tuple[str, nn.Parameter]]]:
         """[patch embedding, class and register tokens; block 0; ...; final norm]."""
         depth_of = {id(p): i for i, block in enumerate(self.blocks, 1) for p in block.parameters()}

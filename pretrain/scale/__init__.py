@@ -1,0 +1,1 @@
+"""Many devices, large networks: strategies, sharded weights, micro-batches that fit, profiles."""
