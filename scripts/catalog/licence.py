@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from .output import add_format, add_own
 
 if TYPE_CHECKING:
-    from ...data.catalog import Catalog
     from ...data.catalog.records import Dataset
 
 
@@ -23,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the terms of each and of all."""
     from ...data.catalog.licences import mixture, terms
+    from ...data.catalog.origins import origins
     from ...data.catalog.plain import plain_terms
     from .output import load, write_csv, write_json
 
@@ -46,38 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(datasets, rows, whole, stricter)
     return 0
-
-
-def origins(catalog: Catalog, datasets: list[Dataset]) -> list[str]:
-    """Sentences on sets that hold the same cases under terms which restrict more than the row's own."""
-    from ...data.catalog.graph import Level
-    from ...data.catalog.licences import terms
-    from ...data.catalog.vocabulary import RelationKind
-
-    closest = {RelationKind.SAME_AS, RelationKind.DERIVED_FROM, RelationKind.CONTAINS}
-    found = []
-    for dataset in datasets:
-        own = terms(dataset.licence)
-        for relative in catalog.related(dataset.id):
-            if relative.level is not Level.CERTAIN or not {s.relation for s in relative.path} <= closest:
-                continue
-            other = catalog[relative.id]
-            theirs = terms(other.licence)
-            more = [
-                word
-                for word, hit in (
-                    ("non-commercial", theirs.commercial is False and own.commercial is not False),
-                    ("no-derivatives", theirs.derivatives is False and own.derivatives is not False),
-                    ("share-alike", theirs.share_alike is True and own.share_alike is not True),
-                )
-                if hit
-            ]
-            if more:
-                found.append(
-                    f"{dataset.id} is {dataset.licence or 'without a stated licence'}, but {other.id} "
-                    f"({relative.steps}) is {other.licence}: {', '.join(more)}"
-                )
-    return found
 
 
 def _print(datasets: list[Dataset], rows: list[dict], whole, stricter: list[str]) -> None:
