@@ -8,8 +8,8 @@ safetensors.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
+import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,43 +19,34 @@ import torch
 from torch import Tensor
 
 from ..data.errors import CheckpointError, ConfigError, nearest
+from .artefact import FORMAT as FORMAT
+from .artefact import RECORD, TIMM_CONFIG, TIMM_WEIGHTS, fingerprint, read_record
+from .artefact import REFERENCE as REFERENCE
+from .artefact import WEIGHTS as WEIGHTS
 from .encoders import ENCODERS, build_encoder
 from .encoders.timm_nets import RESERVED
 from .monai_source import read_monai
 
-FORMAT = 1
-WEIGHTS, RECORD, TIMM_CONFIG = "encoder.safetensors", "encoder.json", "config.json"
-TIMM_WEIGHTS = "model.safetensors"
+log = logging.getLogger(__name__)
+
 CHECKPOINTS = (".ckpt", ".pt", ".pth")
+LIBRARIES = ("timm:", "monai:")
 TIMM_FAMILIES = ("vit", "swin", "convnet")  # in the order in which they are tried
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """encoder.json as a dict.
+def locate(text: str, *, weights: bool = True) -> Path | None:
+    """The file or folder behind a name, fetched from a hub if need be; None: a library's own name.
 
-    Raises:
-        CheckpointError: missing, not JSON, or of a format that this version does not know.
+    A name of the registry comes before a file or folder of that name (`./NAME` is the folder).
+
+    Args:
+        weights: False: what describes the encoder is enough.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: missing; weights can only be loaded with the record that describes them"
-        )
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: not readable as JSON ({error}): fetch or export the encoder again"
-        ) from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT or "architecture" not in record:
-        found = record.get("format") if isinstance(record, dict) else None
-        raise CheckpointError(f"{path}: format {found!r}, this version reads {FORMAT}: update medloom")
-    return record
+    from .hub.resolve import located
 
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size in bytes and sha256 of a file."""
-    with path.open("rb") as stream:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    if text.startswith(LIBRARIES):
+        return None
+    return located(text, weights=weights) or Path(text)
 
 
 def read_source(text: str, *, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
@@ -64,7 +55,8 @@ def read_source(text: str, *, weights: bool) -> tuple[dict[str, Any], dict[str, 
         return _from_timm(text.removeprefix("timm:"), weights)
     if text.startswith("monai:"):
         return *read_monai(text.removeprefix("monai:"), weights=weights), {}
-    path = _from_hub(text.removeprefix("hf:")) if text.startswith("hf:") else Path(text)
+    path = locate(text, weights=weights)
+    assert path is not None
     if path.is_dir():
         found = [path / name for name in (RECORD, "last.ckpt", "previous.ckpt") if (path / name).is_file()]
         if not found and (path / TIMM_CONFIG).is_file():
@@ -132,12 +124,18 @@ def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dic
     kind = ENCODERS.get(str(section.get("name")))
     inner = kind.inner if kind is not None else ""
     prefix = str(ours.get("released", "encoder."))  # the teacher's, after self-distillation
+    log.info("%s: the %s after step %s", path, released(prefix), ours.get("step", "unknown"))
     tensors = {
         key.removeprefix(prefix).removeprefix("_orig_mod.").removeprefix(inner): tensor
         for key, tensor in payload.get("state_dict", {}).items()
         if key.startswith(prefix)
     }
     return section, tensors, {}
+
+
+def released(prefix: str) -> str:
+    """Which encoder of a training checkpoint lies below `prefix`: a teacher, or the one that was trained."""
+    return "trained encoder (the student, where there is a teacher)" if prefix == "encoder." else "teacher"
 
 
 def _from_timm(name: str, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
@@ -200,27 +198,15 @@ def _timm_tensors(folder: Path, classifier: str | list[str] | None) -> dict[str,
     return {k: v for k, v in tensors.items() if not any(k.startswith(f"{head}.") for head in heads)}
 
 
-def _from_hub(name: str) -> Path:
-    """Folder of `ORG/NAME[@REVISION]` in the cache of the Hugging Face hub; downloaded if need be."""
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
-    wanted = [RECORD, WEIGHTS, TIMM_CONFIG, TIMM_WEIGHTS]
-    try:
-        folder = snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
-    except Exception as error:  # the hub's errors have no common base but Exception
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"hf:{name}: not fetched ({line}): check the name and the login, or fetch it once while online"
-        ) from error
-    return Path(folder)
-
-
 def _near(path: Path) -> str:
     """Near names for a path that is not there: what lies beside it, or timm's models for a bare name."""
     import timm
 
+    from .hub.resolve import near_release
+
     bare = str(path)
+    if (hint := near_release(bare)) and not path.parent.name:
+        return hint
     if timm.is_model(bare.split(".")[0]):
         return f"; did you mean timm:{bare}?"
     if not path.parent.is_dir():

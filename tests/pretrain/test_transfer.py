@@ -95,22 +95,3 @@ def test_a_folder_in_timm_s_format_is_read(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {}}))
     with pytest.raises(CheckpointError, match=r"config\.json: no description of a timm model"):
         load_encoder(folder)
-
-
-def test_a_repository_of_the_hub_is_read_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, encoder = saved(tmp_path / "run", FLAT)
-    asked: list[Any] = []
-
-    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repository, revision, allow_patterns))
-        if repository != "org/encoder":
-            raise FileNotFoundError("404 Client Error\nmore")
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    loaded, _ = load_encoder("hf:org/encoder@abc123")
-    x = torch.randn(1, 3, 64, 64)
-    assert torch.equal(loaded.eval()(x).pooled, encoder(x).pooled)
-    assert asked[0][:2] == ("org/encoder", "abc123") and "encoder.safetensors" in asked[0][2]
-    with pytest.raises(CheckpointError, match=r"hf:org/other: not fetched \(404 Client Error\)"):
-        load_encoder("hf:org/other")

@@ -1,0 +1,44 @@
+"""The files of an encoder artefact and its record, without loading torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ..data.errors import CheckpointError
+
+FORMAT = 1
+WEIGHTS, RECORD, TIMM_CONFIG = "encoder.safetensors", "encoder.json", "config.json"
+TIMM_WEIGHTS = "model.safetensors"
+CARD = "README.md"
+REFERENCE = "reference.npz"  # features of a generated image, which prove that loading went right
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """encoder.json as a dict.
+
+    Raises:
+        CheckpointError: missing, not JSON, or of a format that this version does not know.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: missing; weights can only be loaded with the record that describes them"
+        )
+    try:
+        record = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not readable as JSON ({error}): fetch or export the encoder again"
+        ) from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT or "architecture" not in record:
+        found = record.get("format") if isinstance(record, dict) else None
+        raise CheckpointError(f"{path}: format {found!r}, this version reads {FORMAT}: update medloom")
+    return record
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size in bytes and sha256 of a file."""
+    with path.open("rb") as stream:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

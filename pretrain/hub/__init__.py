@@ -1,0 +1,1 @@
+"""Released encoders: the registry of names, and downloads from the Hugging Face hub."""

@@ -1,0 +1,123 @@
+"""`medloom weights info`: what the record of an encoder says, without fetching its weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `medloom weights info`."""
+    parser.add_argument("name", help="a released name, hf-hub:ORG/NAME, a run folder or an artefact")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the record."""
+    from ...pretrain.hub.registry import registry
+    from ...pretrain.sources import read_source
+    from ..console import say, size
+
+    release = registry().get(arguments.name)
+    if release is not None:
+        say(f"{release.name}: {release.title}")
+        for word, value in (
+            ("files", release.where), ("licence of the weights", release.licence), ("made by", release.train)
+        ):  # fmt: skip
+            _line(word, value)
+        if release.repo is None and release.folder is None:
+            return 0
+    section, _, record = read_source(arguments.name, weights=False)
+    _line("network", _network(section, record))
+    if not record:
+        say("  no encoder.json: what it was trained on and what was held out is not known")
+        return 0
+    _line("weights", f"{size(record['bytes'])}, SHA-256 {record['sha256']}")
+    _input(record.get("input") or {})
+    _training(record.get("training") or {})
+    _held_out(record.get("held_out") or {})
+    return 0
+
+
+def _line(word: str, value: object) -> None:
+    from ..console import say
+
+    if value not in (None, ""):
+        say(f"  {word}: {value}")
+
+
+def _network(section: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """`vit3d, 21.3 M parameters, 3D, patch 4 × 16 × 16, 1 channel, 384 features`."""
+    name = " ".join(str(section[key]) for key in ("name", "model") if section.get(key))
+    if not record:
+        return name
+    channels = record["in_channels"]
+    parts = [
+        name, f"{record['parameters'] / 1e6:.2f} M parameters", f"{record['ndim']}D",
+        f"patch {_by(record['patch_size'])}", f"{channels} channel{'s' * (channels != 1)}",
+        f"{record['embed_dim']} features",
+    ]  # fmt: skip
+    return ", ".join(parts)
+
+
+def _input(contract: Mapping[str, Any]) -> None:
+    """Normalisation, crop, and a table of modalities."""
+    from ..console import print_table
+
+    if not contract:
+        return
+    _line("input", f"crops of {_by(contract['crop'])}, intensities by rule {contract['rule']}")
+    modalities: Mapping[str, Any] = contract.get("modalities") or {}
+    print_table([
+        {
+            "modality": name,
+            "images": facts["images"],
+            "normalised by": ", ".join(facts["rules"]),
+            "spacing in mm (median)": _by(facts["spacing_mm"]["p50"]) if "spacing_mm" in facts else "",
+        }
+        for name, facts in modalities.items()
+    ])  # fmt: skip
+
+
+def _training(training: Mapping[str, Any]) -> None:
+    """Objective, length, sources with their licences, and what came before."""
+    from ...data.catalog.licences import terms
+    from ..console import print_table
+
+    if not training:
+        _line("training", "not on record")
+        return
+    objective = (training.get("objective") or {}).get("name", "unknown objective")
+    _line(
+        "training",
+        f"{objective}, {training.get('steps')} steps of {training.get('batch_size')}, "
+        f"{training.get('samples')} samples in all",
+    )
+    _line("started from", training.get("init_from"))
+    print_table([
+        {
+            "dataset": source["dataset"], "images": source["count"],
+            "licence": source["licence"] or "unknown", "restrictions": terms(source["licence"] or "").words,
+        }
+        for source in training.get("sources") or []
+    ])  # fmt: skip
+    ancestor = training.get("ancestor")
+    if ancestor:
+        _line("before that", f"the encoder {str(ancestor.get('sha256'))[:12]}, trained on")
+        _training(ancestor.get("training") or {})
+
+
+def _held_out(held_out: Mapping[str, Any]) -> None:
+    rules = held_out.get("rules") or []
+    said = "; ".join(_rule(rule) for rule in rules)
+    _line("held out of training", said or "nothing")
+
+
+def _rule(rule: Mapping[str, Any] | str) -> str:
+    if isinstance(rule, str):
+        return rule
+    return ", ".join(f"{key} {value}" for key, value in rule.items() if value not in (None, "", [], {}))
+
+
+def _by(numbers: list[float]) -> str:
+    return " × ".join(f"{number:g}" for number in numbers)

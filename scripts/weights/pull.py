@@ -1,0 +1,27 @@
+"""`medloom weights pull`: an encoder into the hub's cache, or as plain files into a folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `medloom weights pull`."""
+    parser.add_argument("name", help="a name of `medloom weights list`, or hf-hub:ORG/NAME[@REVISION]")
+    parser.add_argument(
+        "--to", type=Path, metavar="DIR",
+        help="also copy the files into this new folder, to take to a machine without a network",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fetch, and say how to use it."""
+    from ...pretrain.hub.pull import pull
+    from ..console import say, size
+
+    pulled = pull(arguments.name, arguments.to)
+    name = str(pulled.folder) if arguments.to is not None else pulled.pinned
+    say(f"{pulled.pinned}: {size(pulled.bytes)} in {pulled.folder}")
+    say(f'load_encoder("{name}")')
+    return 0
