@@ -1,4 +1,4 @@
-"""A Hugging Face hub on the loopback for tests: download and upload through the real huggingface_hub, and faults.
+"""A Hugging Face hub on the loopback for tests: downloads, uploads and faults through huggingface_hub itself.
 
 Follows the hub where huggingface_hub looks: commits, ETags, large files by redirect to another host without
 the login, gated and private repositories, X-Error-Code. There is no Xet store.
@@ -108,7 +108,7 @@ class Hub:
             monkeypatch.setattr(constants, name, changed)
 
 
-class Answer(Exception):  # noqa: N818, it ends a request, well or badly
+class Answer(Exception):
     """What a request gets."""
 
     def __init__(self, status: int, body: Any = b"", error: str = "", **headers: str) -> None:
