@@ -110,7 +110,7 @@ class Probe:
                     everything.append(features[valid])
                     scores |= self._classes(chosen, features, valid)
                 for chosen in self.sets["mask"]:
-                    found = self._dense(chosen, encoder, device, precision)
+                    found = self.dense(chosen, encoder, device, precision)
                     scores[f"probe/dense_{chosen.name}"] = mean_dice(found)
         finally:
             for module, mode in modes.items():  # parts of a teacher are in different modes
@@ -140,23 +140,36 @@ class Probe:
         return features[:, :width], features[:, width] > 0
 
     def _classes(self, chosen: ProbeSet, features: Tensor, valid: Tensor) -> dict[str, float]:
+        query, found = self.answers(chosen, features, valid)
+        truth = torch.from_numpy(chosen.labels)[query]
+        return {
+            f"probe/{score}_{chosen.name}": balanced_accuracy(truth, given) for score, given in found.items()
+        }
+
+    def answers(self, chosen: ProbeSet, features: Tensor, valid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Classes that neighbours and the linear classifier give to the validation samples.
+
+        Returns:
+            bool [n], the samples that are asked; score -> int64 [asked], nothing where there are too few.
+        """
         validation, labels = torch.from_numpy(chosen.validation), torch.from_numpy(chosen.labels)
         train, query = ~validation & valid, validation & valid
-        known, truth, count = labels[train], labels[query], len(chosen.classes)
-        if len(known.unique()) < 2 or not len(truth):
-            return {}
+        known, count = labels[train], len(chosen.classes)
+        if len(known.unique()) < 2 or not query.any():
+            return query, {}
         # With more neighbours than a class has samples, that class could never win.
         k = min(self.config.k, int(known.bincount()[known.unique()].min()))
-        scores = {}
+        found = {}
         if "knn" in self.config.scores:
-            near = knn_predict(features[train], known, features[query], k=k, classes=count)
-            scores[f"probe/knn_{chosen.name}"] = balanced_accuracy(truth, near)
+            found["knn"] = knn_predict(features[train], known, features[query], k=k, classes=count)
         if "linear" in self.config.scores:
-            line = linear_predict(features[train], known, features[query], classes=count)
-            scores[f"probe/linear_{chosen.name}"] = balanced_accuracy(truth, line)
-        return scores
+            found["linear"] = linear_predict(features[train], known, features[query], classes=count)
+        return query, found
 
-    def _dense(self, chosen: ProbeSet, encoder: Encoder, device: torch.device, precision: Context) -> Tensor:
+    def dense(
+        self, chosen: ProbeSet, encoder: Encoder, device: torch.device,
+        precision: Context = contextlib.nullcontext,
+    ) -> Tensor:  # fmt: skip
         """Fit on patches of the training part; int64 [K, K] voxels by true and predicted class."""
         train = [i for i, side in enumerate(chosen.validation) if not side]
         query = [i for i, side in enumerate(chosen.validation) if side]
