@@ -28,6 +28,7 @@ FREE_ON_RESUME = (
     "out", "resume", "name", "data.shards", "data.access", "data.cache", "data.cache_gb", "data.workers",
     "data.prefetch", "data.failure_budget",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accumulate",
+    "trainer.shard_size",
     "trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes", "trainer.checkpoint_async",
     "trainer.keep_every_steps", "trainer.keep_last", "trainer.time_limit_minutes", "trainer.grace_seconds",
     "trainer.on_nonfinite", "trainer.on_spike", "trainer.spike_factor", "trainer.most_bad_steps",
@@ -52,6 +53,7 @@ class OptimConfig:
     layer_decay: float = 1.0  # factor on the rate for each layer further from the output; 1: none
     stem_scale: float = 1.0  # factor on the rate of the encoder's first layer
     clip: float | None = 1.0  # largest global gradient norm; null: never clip
+    fused: Any = "auto"  # one kernel an update: auto (where torch has one) | true | false
 
 
 @dataclass(kw_only=True)
@@ -65,7 +67,8 @@ class TrainerConfig:
         "auto"  # per node: auto | a number | a list of indices; torchrun and srun decide themselves
     )
     num_nodes: int = 1
-    strategy: str = "auto"  # auto: ddp when there are several ranks
+    strategy: str = "auto"  # auto: ddp when there are several ranks | ddp | fsdp2: weights split over them
+    shard_size: int | None = None  # fsdp2: ranks that share one copy of the weights; null: all of them
     precision: str = "auto"  # auto: bf16-mixed on GPUs that have it, else 32-true
     accumulate: int = 1  # micro-batches an optimiser step; the global batch stays what data.batch_size says
     compile: bool = False  # torch.compile of the encoder (and its teacher), in place
@@ -288,6 +291,7 @@ def _check(config: PretrainConfig) -> None:
     for key, word, known in (
         ("name", optim.name, OPTIMISERS), ("scaling", optim.scaling, tuple(SCALINGS)),
         ("schedule", optim.schedule, RATES),
+        ("fused", str(optim.fused).lower(), ("auto", "true", "false")),
     ):  # fmt: skip
         if word not in known:
             raise ConfigError(f"optim.{key} is {word!r}{nearest(word, known)}")

@@ -27,8 +27,10 @@ from .config import PretrainConfig
 from .encoders import Encoder
 from .gradients import GradientNorms
 from .guard import Guard
+from .norms import count_all_ranks
 from .objectives import Batch, Objective
 from .optim import optimiser, param_groups, scaled_lr
+from .scale.sharding import shard
 from .schedules import cosine, rate
 from .views import limits, to_float
 
@@ -80,6 +82,7 @@ class PretrainModule(pl.LightningModule):
         self.guard = guard
         self.encoder = encoder
         self.objective = objective
+        count_all_ranks(self)
         self.peak_rate, arithmetic = scaled_lr(
             config.optim.base_lr, config.data.step_samples, config.optim.scaling
         )
@@ -92,6 +95,15 @@ class PretrainModule(pl.LightningModule):
         self.start_step = 0
         self.wait_seconds = self.work_seconds = 0.0  # since the last row; see Recorder
         self._idle_since: float | None = None
+
+    def configure_model(self) -> None:
+        """Split the weights over the ranks where the strategy does; Lightning calls it once, on all ranks."""
+        if self.device_mesh is None:
+            return
+        trainer = self.config.trainer
+        shard(self, self.device_mesh, method="training_step", precision=str(self.trainer.precision),
+              compiled=trainer.compile)  # fmt: skip
+        self.gradients = GradientNorms(self.encoder, self.objective)  # parameters are others now
 
     # ---- one step -------------------------------------------------------------------------------------
 
@@ -151,7 +163,14 @@ class PretrainModule(pl.LightningModule):
             layer_decay=optim.layer_decay,
             stem_scale=optim.stem_scale,
         )
-        return optimiser(optim.name, groups, lr=self.peak_rate, betas=optim.betas, momentum=optim.momentum)
+        return optimiser(
+            optim.name,
+            groups,
+            lr=self.peak_rate,
+            betas=optim.betas,
+            momentum=optim.momentum,
+            fused=optim.fused,
+        )
 
     def rate(self, step: int) -> float:
         """Learning rate of optimiser step `step` (0 is the first): linear warm-up, then the schedule."""

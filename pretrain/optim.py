@@ -103,39 +103,63 @@ def param_groups(
 
 
 def optimiser(
-    name: str, groups: list[dict[str, Any]], *, lr: float, betas: Sequence[float], momentum: float
+    name: str,
+    groups: list[dict[str, Any]],
+    *,
+    lr: float,
+    betas: Sequence[float],
+    momentum: float,
+    fused: bool | str = "auto",
 ) -> torch.optim.Optimizer:
     """`adamw` below, or SGD with Nesterov's momentum, which convolutional U-Nets are trained with (nnU-Net).
 
+    Args:
+        fused: one kernel an update instead of several hundred; "auto": where torch has one.
+
     Raises:
-        ConfigError: a name not in `OPTIMISERS`.
+        ConfigError: a name not in `OPTIMISERS`; `fused` where torch has no such kernel.
     """
     if name not in OPTIMISERS:
         raise ConfigError(f"optim.name: unknown optimiser {name!r}{nearest(name, OPTIMISERS)}")
     if name == "adamw":
-        return adamw(groups, lr=lr, betas=betas)
+        return adamw(groups, lr=lr, betas=betas, fused=fused)
     for group in groups:
         group["lr"] = lr * group["lr_scale"]
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    return torch.optim.SGD(
+        groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=_fused(fused, groups)
+    )
 
 
 def adamw(
-    groups: list[dict[str, Any]], *, lr: float, betas: Sequence[float], eps: float = 1e-8, fused: bool = True
+    groups: list[dict[str, Any]],
+    *,
+    lr: float,
+    betas: Sequence[float],
+    eps: float = 1e-8,
+    fused: bool | str = "auto",
 ) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) with `lr`·`lr_scale` as the initial rate of each group.
 
-    A schedule multiplies the groups' initial rates, as `LambdaLR` does. `fused` is used where all parameters
-    are on CUDA or the CPU (one kernel an update instead of several hundred) and ignored elsewhere. Lightning
+    A schedule multiplies the groups' initial rates, as `LambdaLR` does; `fused` as in `optimiser`. Lightning
     refuses its own gradient clipping with a fused optimiser under mixed precision: clip in
     `configure_gradient_clipping`.
     """
-    parameters = [p for group in groups for p in group["params"]]
-    known = all(p.device.type in ("cuda", "cpu") and torch.is_floating_point(p) for p in parameters)
     for group in groups:
         group["lr"] = lr * group["lr_scale"]
-    return torch.optim.AdamW(
-        groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True if fused and known else None
-    )
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=_fused(fused, groups))
+
+
+def _fused(wanted: bool | str, groups: list[dict[str, Any]]) -> bool | None:
+    """What `fused` of a torch optimiser has to be; None leaves the choice to torch."""
+    if str(wanted).lower() == "false":
+        return False
+    parameters = [p for group in groups for p in group["params"]]
+    if all(p.device.type in ("cuda", "cpu") and torch.is_floating_point(p) for p in parameters):
+        return True
+    if str(wanted).lower() == "true":
+        kinds = ", ".join(sorted({p.device.type for p in parameters}))
+        raise ConfigError(f"optim.fused=true: torch has no fused optimiser on {kinds}; use optim.fused=auto")
+    return None
 
 
 def _split(

@@ -16,6 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from .diagnostics import describe
 from .folder import ENVIRONMENT
 from .guard import NonFiniteLoss, Rollback
 from .module import PretrainModule
+from .scale.sharding import whole
 from .speed import Speed, peak
 from .stall import StallWatch
 from .tracking import METRICS, Artifact, Journal, Tracker, read_rows
@@ -157,12 +159,15 @@ class Recorder(pl.Callback):
         features, views = gathered(module.features), gathered(module.views, axis=1)
         if trainer.is_global_zero and features is not None:
             row |= describe(features, views)
-        if self.probe is not None and self._at(step, self.config.probe.every_steps or 0):
-            row |= self.probe(module)
         images: dict[str, Path] = {}
-        if trainer.is_global_zero:
-            if self.panels is not None and self._at(step, self.config.panels.every_steps):
+        probed = self.probe is not None and self._at(step, self.config.probe.every_steps or 0)
+        shown = self._at(step, self.config.panels.every_steps)
+        with whole(module) if probed or shown else nullcontext():  # panels are drawn by rank 0 alone
+            if probed and self.probe is not None:
+                row |= self.probe(module)
+            if shown and self.panels is not None:
                 images = self.panels(module, step)
+        if trainer.is_global_zero:
             spent = time.perf_counter() - begin
             row["overhead"] = spent / max(seconds + spent, 1e-9)
             self._alarm(row)

@@ -45,6 +45,8 @@ from .panels import draw_panels, varied
 from .probes import Probe, cadence, on_device
 from .recorder import Recorder
 from .saving import Checkpointing
+from .scale.sharding import gathered
+from .scale.strategy import build_strategy
 from .weights import WEIGHTS, load_encoder, load_into, save_encoder
 
 log = logging.getLogger(__name__)
@@ -104,9 +106,10 @@ def pretrain(
             ranks.barrier()  # rank 0 may still have been writing
             encoder, objective, ancestor = build(config)
             trainer, checkpoint = make_trainer(config, launch), newest(folder.path)
+        released = gathered(objective.released(encoder))
         if main and finished:
             record = provenance(config, manifest, data, objective, ancestor)
-            save_encoder(folder.path, objective.released(encoder), record)
+            save_encoder(folder.path, released, record)
     if main and not finished and config.trainer.requeue and preempt.requeue():
         beat.requeued()
     return folder.path
@@ -134,7 +137,7 @@ def fit(
         if main:
             recorder.panels = panels(config, folder, data)
         trainer.callbacks += [beat, recorder, saver]  # type: ignore[attr-defined]
-        if config.trainer.compile:
+        if config.trainer.compile and config.trainer.strategy != "fsdp2":  # which compiles its own units
             compile_in_place(module.encoder, module.objective)
         loaders = PretrainData(
             config.data, steps=config.steps, accumulate=config.trainer.accumulate, folder=folder
@@ -293,10 +296,11 @@ def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning advises more workers, a logger and a val loop; none of it applies here.
     warnings.filterwarnings("ignore", module="pytorch_lightning")
+    kind = precision(trainer.precision, trainer.accelerator)
     built = pl.Trainer(
         accelerator=trainer.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
-        strategy=trainer.strategy, plugins=launch.plugins or None,
-        precision=precision(trainer.precision, trainer.accelerator),  # type: ignore[arg-type]
+        strategy=build_strategy(trainer, launch, kind), plugins=launch.plugins or None,
+        precision=kind,  # type: ignore[arg-type]
         max_steps=config.steps, max_epochs=-1, accumulate_grad_batches=trainer.accumulate,
         use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
