@@ -26,6 +26,7 @@ class Report:
     missing: list[str] = field(default_factory=list)  # of the encoder, left at their initial value
     unexpected: list[str] = field(default_factory=list)  # in the file, not used
     record: dict[str, Any] = field(default_factory=dict)  # encoder.json; empty for other sources
+    proved: float | None = None  # difference from the reference features; None: not computed
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing)
@@ -36,6 +37,9 @@ class Report:
             ("unused", self.unexpected),
         ):
             parts.append(f"{len(names)} {word}" + (f" ({some(names)})" if names else ""))
+        if self.proved is not None:
+            parts.append(f"reference features agree to {self.proved:.0e}" if self.proved else
+                         "reference features agree exactly")  # fmt: skip
         return ", ".join(parts)
 
 

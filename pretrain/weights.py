@@ -19,12 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data.atomic import write_bytes, write_json
 from ..data.config import to_dict
 from ..data.errors import CheckpointError
 from .encoders import Encoder, build_encoder
-from .sources import FORMAT, RECORD, TIMM_CONFIG, WEIGHTS, fingerprint, read_record, read_source
+from .release.reference import CHEAP, belongs, prove_encoder, write_reference
+from .sources import (
+    FORMAT,
+    RECORD,
+    REFERENCE,
+    TIMM_CONFIG,
+    WEIGHTS,
+    fingerprint,
+    locate,
+    read_record,
+    read_source,
+)
 from .transfer import Report, adapt, fill
 
 __all__ = ["RECORD", "WEIGHTS", "load_encoder", "load_into", "read_record", "save_encoder"]
@@ -43,7 +55,7 @@ def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) 
     """
     from safetensors.torch import save
 
-    description = {**_describe(encoder), "file": WEIGHTS}
+    description = {**describe(encoder), "file": WEIGHTS}
     clash = sorted({*description, "bytes", "sha256"} & set(provenance))
     if clash:
         raise ValueError(f"provenance must not hold {clash}: medloom writes these keys")
@@ -56,10 +68,13 @@ def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) 
         weights.parent.mkdir(parents=True, exist_ok=True)
         # As bytes, because save_file makes files that nobody else on a shared disk may read.
         write_bytes(weights, save(tensors, metadata={"format": "pt"}))
-        write_json(weights.parent / RECORD, {**provenance, **description, **fingerprint(weights)})
+        print_of = fingerprint(weights)
+        write_json(weights.parent / RECORD, {**provenance, **description, **print_of})
         config = encoder.timm_config()
         if config is not None:
             write_json(weights.parent / TIMM_CONFIG, config)
+        fresh = _rebuilt({**to_dict(encoder.config), "name": encoder.config.name}, tensors)
+        write_reference(weights.parent, fresh, provenance.get("input") or {}, print_of["sha256"])
     except OSError as error:
         raise CheckpointError(
             f"{folder}: the encoder cannot be written ({error}): free space or choose out="
@@ -68,7 +83,12 @@ def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) 
 
 
 def load_encoder(
-    name: str | Path, *, in_channels: int | None = None, strict: bool = True, seed: int = 0
+    name: str | Path,
+    *,
+    in_channels: int | None = None,
+    strict: bool = True,
+    seed: int = 0,
+    prove: bool | None = None,
 ) -> tuple[Encoder, Report]:
     """Rebuild an encoder with its weights.
 
@@ -80,10 +100,13 @@ def load_encoder(
         in_channels: channels of the images it will get; the stem is adapted. None: as trained.
         strict: refuse missing and unused tensors.
         seed: of the fresh weights of `random:`.
+        prove: compute the features of the reference image again, and refuse others than those in
+            reference.safetensors beside the weights. None: where the file is there, nothing was adapted and
+            the encoder has up to 100 million parameters; True: always, a missing file is an error.
 
     Raises:
-        CheckpointError: no such source (near names given), damaged, not what its record says, or tensors
-            without a place.
+        CheckpointError: no such source (near names given), damaged, not what its record says, tensors
+            without a place, or other features than the released ones.
         ConfigError: an architecture that this version does not know.
     """
     text = str(name)
@@ -93,9 +116,13 @@ def load_encoder(
             torch.manual_seed(seed)
             encoder = build_encoder(_with_channels(config, in_channels))
         return encoder, Report(text, missing=list(encoder.state_dict()), record=record)
-    config, tensors, record = read_source(text, weights=True)
+    place = locate(text)
+    config, tensors, record = read_source(text if place is None else str(place), weights=True)
     encoder = build_encoder(_with_channels(config, in_channels))
-    return encoder, fill(encoder, tensors, text, strict, record)
+    report = fill(encoder, tensors, text, strict, record)
+    if prove is not False:
+        report.proved = _proved(place, config, tensors, encoder, report, always=prove is True)
+    return encoder, report
 
 
 def load_into(encoder: Encoder, name: str | Path, *, strict: bool = True) -> Report:
@@ -116,7 +143,7 @@ def load_into(encoder: Encoder, name: str | Path, *, strict: bool = True) -> Rep
     return result
 
 
-def _describe(encoder: Encoder) -> dict[str, Any]:
+def describe(encoder: Encoder) -> dict[str, Any]:
     """The part of encoder.json that follows from the encoder alone."""
     arguments = to_dict(encoder.config)
     name = arguments.pop("name")
@@ -131,6 +158,40 @@ def _describe(encoder: Encoder) -> dict[str, Any]:
         "in_channels": encoder.in_channels,
         "parameters": sum(p.numel() for p in encoder.parameters()),
     }
+
+
+def _rebuilt(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Encoder:
+    """The network that a loader builds around these tensors, on the CPU and with the channels of training."""
+    with torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(_with_channels(config, None))
+    fill(encoder, tensors, "the encoder as it was trained", False, {})
+    return encoder
+
+
+def _proved(
+    place: Path | None,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    encoder: Encoder,
+    report: Report,
+    *,
+    always: bool,
+) -> float | None:
+    """Difference from the reference features beside the weights; None: not computed."""
+    path = None
+    if place is not None and (place.name in (RECORD, WEIGHTS) or (place / RECORD).is_file()):
+        path = (place if place.is_dir() else place.parent) / REFERENCE
+    if path is None or not belongs(path, report.record):
+        if always:
+            raise CheckpointError(
+                f"{report.source}: no {REFERENCE} of these weights, so nothing proves that they were loaded "
+                "right: leave out prove=True"
+            )
+        return None
+    whole = not (report.adapted or report.missing or report.unexpected)
+    if not always and not (whole and sum(p.numel() for p in encoder.parameters()) <= CHEAP):
+        return None
+    return prove_encoder(path, encoder if whole else _rebuilt(config, tensors))
 
 
 def _with_channels(config: Mapping[str, Any], in_channels: int | None) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def test_features_are_identical_after_a_round_trip(key: str, tmp_path: Path) -> 
     assert sorted(p.name for p in path.parent.iterdir() if p.name != "config.json") == [
         "encoder.json",
         "encoder.safetensors",
+        "reference.npz",
     ]
 
 

@@ -1,0 +1,1 @@
+"""Releasing an encoder: reference features, model card, verification, the gate before a push."""
