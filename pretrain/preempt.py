@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 from types import FrameType
@@ -100,7 +101,8 @@ def before_start(world: int, may_requeue: bool) -> bool:
 def requeue(environ: dict[str, str] | None = None) -> bool:
     """Ask SLURM to queue this job again (rank 0 calls it, after the checkpoint). True when it was accepted.
 
-    Leaving inside the grace period, with status 0 or 1, is no request: without this the job is gone.
+    Leaving inside the grace period, with status 0 or 1, is no request: without this the job is gone. A job
+    that was cancelled is left alone: SLURM would start it again all the same.
     """
     env = dict(os.environ) if environ is None else environ
     job = env.get("SLURM_JOB_ID")
@@ -109,9 +111,10 @@ def requeue(environ: dict[str, str] | None = None) -> bool:
     if "SLURM_ARRAY_JOB_ID" in env:
         job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     try:
-        done = subprocess.run(
-            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=20, check=False
-        )
+        if _cancelled(_scontrol("show", "job", "--oneliner", job).stdout):
+            log.info("job %s was cancelled: it is not queued again", job)
+            return False
+        done = _scontrol("requeue", job)
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("scontrol requeue %s did not run (%s): requeue the job by hand", job, error)
         return False
@@ -120,3 +123,18 @@ def requeue(environ: dict[str, str] | None = None) -> bool:
         return False
     log.info("job %s is queued again", job)
     return True
+
+
+def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=20, check=False)
+
+
+def _cancelled(shown: str) -> bool:
+    """Whether `scontrol show job` tells of a job that ends now, and not for its time limit.
+
+    A preemption with a grace period and the signal before the limit leave the job RUNNING; a preemption
+    without grace is requeued by SLURM itself.
+    """
+    facts = dict(re.findall(r"(\S+?)=(\S*)", shown))
+    ends = facts.get("JobState") in ("COMPLETING", "CANCELLED")
+    return ends and facts.get("Reason") != "TimeLimit"

@@ -38,6 +38,9 @@ child=$!
 trap 'kill -TERM "$child"' TERM
 wait "$child"; status=$?
 while kill -0 "$child" 2>/dev/null; do wait "$child"; status=$?; done
-[ "$status" -eq 3 ] && scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+task="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"  # after scancel it is no longer RUNNING
+if [ "$status" -eq 3 ] && scontrol show job --oneliner "$task" | grep -q JobState=RUNNING; then
+  scontrol requeue "$task"
+fi
 exit "$status"
 """

@@ -87,11 +87,21 @@ def test_ranks_talk_within_a_quarter_of_the_grace(seconds: float, grace: float, 
 
 def test_requeue_names_the_job_or_the_array_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "scontrol"
-    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ "$2" != 99 ]\n')
+    script.write_text(f"""#!/bin/sh
+if [ "$1" = show ]; then cat {tmp_path}/$4; exit; fi
+echo "$@" >> {tmp_path}/calls; [ "$2" != 99 ]
+""")
+    for job in ("12", "10_3", "99"):
+        (tmp_path / job).write_text("JobId=1 JobState=RUNNING Reason=None\n")
+    (tmp_path / "20").write_text("JobId=20 JobState=COMPLETING Reason=None\n")  # scancel
+    (tmp_path / "21").write_text("JobId=21 JobState=COMPLETING Reason=TimeLimit\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert requeue({}) is False
     assert requeue({"SLURM_JOB_ID": "12"}) is True
     assert requeue({"SLURM_JOB_ID": "13", "SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "3"}) is True
     assert requeue({"SLURM_JOB_ID": "99"}) is False
-    assert (tmp_path / "calls").read_text().splitlines() == ["requeue 12", "requeue 10_3", "requeue 99"]
+    assert requeue({"SLURM_JOB_ID": "20"}) is False
+    assert requeue({"SLURM_JOB_ID": "21"}) is True
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == ["requeue 12", "requeue 10_3", "requeue 99", "requeue 21"]
