@@ -12,11 +12,13 @@ from .convnet import ConvNet
 from .convnext3d import ConvNeXt3D
 from .primus import Primus
 from .resenc import ResEnc
+from .resnet3d import ResNet3D
 from .segresnet import SegResNet
 from .swin import Swin
 from .swin3d import Swin3D
 from .vit import ViT
 from .vit3d import ViT3D
+from .vit3d_learnt import ViT3DLearnt
 from .vit_any import ViTAny
 
 __all__ = ["ENCODERS", "Encoder", "Features", "Hide", "build_encoder"]
@@ -26,9 +28,11 @@ ENCODERS: dict[str, type[Encoder]] = {
     "swin": Swin,
     "convnet": ConvNet,
     "vit3d": ViT3D,
+    "vit3d_learnt": ViT3DLearnt,
     "vit_any": ViTAny,
     "convnext3d": ConvNeXt3D,
     "resenc": ResEnc,
+    "resnet3d": ResNet3D,
     "segresnet": SegResNet,
     "swin3d": Swin3D,
     "primus": Primus,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...data.errors import ConfigError
 from .base import Encoder, Features, Hide
+from .rescale import check_rescale, rescaled
 
 STAGES = 4  # more have no name in MONAI
 
@@ -38,6 +39,8 @@ class Swin3D(Encoder):
         num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])  # likewise
         window: list[int] = field(default_factory=lambda: [7, 7, 7])  # tokens of one attention
         drop_path: float = 0.0  # stochastic depth rate of the last block
+        residual: bool = False  # a residual convolution in front of each stage: SwinUNETR v2 and VoCo
+        rescale: list[float] | None = None  # [scale, shift(, low, high)] in front; see rescale.py
         downsample: str = "merging"  # as MONAI's published weights; mergingv2: its newer order of channels
 
     supports_hide = True
@@ -58,6 +61,7 @@ class Swin3D(Encoder):
             drop_path_rate=config.drop_path,
             downsample=config.downsample,
             spatial_dims=3,
+            use_v2=config.residual,
         )
         self.count = len(config.depths)
         self.embed_dim = config.feature_size * 2**self.count
@@ -83,6 +87,7 @@ class Swin3D(Encoder):
             or min(*config.patch_size, *config.window) < 1
         ):
             raise ConfigError("encoder swin3d: patch_size and window have three sides of at least 1")
+        check_rescale(config.rescale)
         if config.downsample not in ("merging", "mergingv2"):
             raise ConfigError(f"encoder.downsample: {config.downsample!r} is neither merging nor mergingv2")
 
@@ -95,20 +100,26 @@ class Swin3D(Encoder):
         """MONAI's stages, each a BasicLayer."""
         return (cast(Any, getattr(self.swinViT, f"layers{i + 1}"))[0] for i in range(self.count))
 
+    def residuals(self) -> Iterable[nn.Module | None]:
+        """What runs in front of each stage: MONAI's residual block, or nothing."""
+        has = self.config.residual
+        return (getattr(self.swinViT, f"layers{i + 1}c")[0] if has else None for i in range(self.count))
+
     def forward(
         self, x: Tensor, keep: Tensor | None = None, pyramid: bool = False, hide: Hide | None = None
     ) -> Features:
         """See `Encoder.forward`; x is [B, C, D, H, W]. `pooled` is the mean of the tokens."""
         grid = self.check(x, keep, pyramid, hide)
         network = cast(Any, self.swinViT)
-        x = network.patch_embed(x)
+        x = network.patch_embed(rescaled(x, self.config.rescale))
         if hide is not None:
             x = self._hidden(x, hide, grid)
         x = network.pos_drop(x)
         levels = [network.proj_out(x, True)]
-        for stage in self.stages():
+        for first, stage in zip(self.residuals(), self.stages(), strict=True):
             for block in stage.blocks:
                 block.use_checkpoint = self.recompute
+            x = x if first is None else first(x.contiguous())
             x = stage(x.contiguous())
             levels.append(network.proj_out(x, True))
         tokens = levels[-1].flatten(2).transpose(1, 2)
@@ -131,7 +142,9 @@ class Swin3D(Encoder):
         """[patch embedding; each block, with the merging behind its stage in the last one]."""
         depth_of: dict[int, int] = {}
         depth = 0
-        for stage in self.stages():
+        for first, stage in zip(self.residuals(), self.stages(), strict=True):
+            if first is not None:
+                depth_of |= {id(p): depth + 1 for p in first.parameters()}
             for block in stage.blocks:
                 depth += 1
                 depth_of |= {id(p): depth for p in block.parameters()}

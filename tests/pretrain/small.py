@@ -16,6 +16,7 @@ SMALL_ENCODERS: dict[str, dict[str, Any]] = {
     "vit": {"model": "vit_tiny_patch16_224", "patch_size": 8, "img_size": 32, **_TINY},
     "convnet": {"model": "convnext_atto"},
     "vit3d": {"size": "tiny", "patch_size": [8, 8, 8], **_TINY},
+    "vit3d_learnt": {"patch_size": [8, 8, 8], "img_size": [32, 32, 32], **_TINY},
     "swin": {
         "model": "swin_tiny_patch4_window7_224",
         "img_size": 64,
@@ -33,6 +34,7 @@ SMALL_ENCODERS: dict[str, dict[str, Any]] = {
         "strides": [1, 2, 2, 2],
         "kernels": [3, 3, 3, 3],
     },
+    "resnet3d": {"depth": 10, "width": 0.125},
     "segresnet": {"filters": 8, "blocks": [1, 1, 1, 1]},
     "swin3d": {"feature_size": 12, "depths": [1, 1], "num_heads": [1, 2], "window": [4, 4, 4]},
     "primus": {"img_size": [32, 32, 32], "depth": 2, "embed_dim": 48, "num_heads": 2},

@@ -29,6 +29,10 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
                          "layer_scale": 1e-2, "in_channels": 2, **SMALL}, (16, 16, 24)),
     "vit3d-rope": ({"name": "vit3d", "patch_size": [8, 8, 8], "positions": "rope", "registers": 1, **SMALL},
                    (16, 16, 24)),
+    "vit3d-learnt": ({"name": "vit3d_learnt", "patch_size": [8, 8, 8], "img_size": [16, 16, 16], **SMALL},
+                     (16, 16, 24)),
+    "vit3d-learnt-plain": ({"name": "vit3d_learnt", "patch_size": [8, 8, 8], "img_size": [16, 16, 24],
+                            "class_token": False, "pool": "mean", "registers": 2, **SMALL}, (16, 16, 24)),
     "vit_any": ({"name": "vit_any", "patch_size": [4, 8, 8], "patch_size_2d": [8, 8], **SMALL},
                 (8, 24, 16)),
     "vit_any-2d": ({"name": "vit_any", "patch_size": [4, 8, 8], "patch_size_2d": [8, 8], "registers": 2,
@@ -38,7 +42,9 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
                 "kwargs": WINDOWS}, (96, 64)),
 }  # fmt: skip
 TIMM = [key for key, (config, _) in CASES.items() if config["name"] in ("vit", "convnet", "swin")]
-TRANSFORMERS = [key for key, (config, _) in CASES.items() if config["name"] in ("vit", "vit3d", "vit_any")]
+TRANSFORMERS = [
+    key for key, (config, _) in CASES.items() if config["name"] in ("vit", "vit3d", "vit3d_learnt", "vit_any")
+]
 
 
 def make(key: str) -> tuple[Encoder, torch.Tensor]:

@@ -29,6 +29,12 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], list[tuple[int, ...]]]] 
                   (16, 12, 16), [(1, 1, 1), (2, 2, 2), (4, 4, 4)]),
     "segresnet-2d": ({"name": "segresnet", "ndim": 2, "filters": 8, "blocks": [1, 1]}, (8, 12),
                      [(1, 1), (2, 2)]),
+    "segresnet-batch": ({"name": "segresnet", "filters": 6, "blocks": [1, 2], "norm": "batch",
+                         "rescale": [0.5, 0.5]}, (8, 8, 12), [(1, 1, 1), (2, 2, 2)]),
+    "resnet3d": ({"name": "resnet3d", "depth": 18, "width": 0.125, "in_channels": 2}, (64, 32, 64),
+                 [(2, 2, 2), (4, 4, 4), (8, 8, 8), (16, 16, 16), (32, 32, 32)]),
+    "resnet3d-dilated": ({"name": "resnet3d", "depth": 10, "width": 0.125, "shortcut": "A", "dilated": True},
+                         (32, 24, 16), [(2, 2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8), (8, 8, 8)]),
     "convnext3d": ({"name": "convnext3d", "kwargs": {**FLAT, "patch_size": 1}, "depth_strides": [1, 1, 2, 2]},
                    (8, 16, 24), [(1, 1, 1), (1, 2, 2), (2, 4, 4), (4, 8, 8)]),
     "convnextv2-3d": ({"name": "convnext3d", "model": "convnextv2_atto", "in_channels": 2, "kernel_depth": 1,
@@ -37,11 +43,18 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], list[tuple[int, ...]]]] 
     "swin3d": ({"name": "swin3d", "feature_size": 12, "depths": [1, 2], "num_heads": [2, 3],
                 "window": [2, 3, 3], "patch_size": [1, 2, 2]}, (8, 16, 24),
                [(1, 2, 2), (2, 4, 4), (4, 8, 8)]),
+    "swin3d-residual": ({"name": "swin3d", "feature_size": 12, "depths": [1, 1], "num_heads": [2, 3],
+                         "window": [3, 3, 3], "residual": True, "rescale": [2.0, 0.4, 0.0, 1.0]},
+                        (16, 16, 24), [(2, 2, 2), (4, 4, 4), (8, 8, 8)]),
     "primus": ({**PRIMUS, "img_size": [8, 16, 16]}, (8, 16, 24), [(4, 8, 8)] * 4),
     "primus-registers": ({**PRIMUS, "img_size": [8, 24, 16], "registers": 2, "layer_scale": None},
                          (8, 24, 16), [(4, 8, 8)] * 4),
 }  # fmt: skip
-CHAINS = [key for key, (config, *_) in CASES.items() if config["name"] not in ("swin3d", "primus")]
+CHAINS = [
+    key
+    for key, (config, *_) in CASES.items()
+    if config["name"] not in ("swin3d", "primus") and "rescale" not in config
+]
 PRIMUSES = [key for key in CASES if key.startswith("primus")]
 
 
