@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..data.errors import ConfigError
 from .console import STOPPED
+
+if TYPE_CHECKING:
+    from ..pretrain.preempt import StopSignal
 
 EXAMPLE = """example:
   medloom pretrain tiny-mae-2d data.shards=shards/realdata out=runs/mae-2d
@@ -15,15 +21,34 @@ EXAMPLE = """example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `medloom pretrain`."""
     parser.epilog = EXAMPLE
-    parser.add_argument("config", help="YAML of the run (a path, or the name of a shipped one)")
+    parser.add_argument("config", nargs="?", help="YAML of the run (a path, or the name of a shipped one)")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. trainer.steps=1000 out=runs/a"
+    )
+    parser.add_argument(
+        "--replay", type=Path, metavar="RUN/bad/step-N.json", help="repeat a bad step on one process instead"
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Pretrain and say where the encoder is."""
+    """Pretrain, or repeat a bad step."""
+    from ..pretrain.preempt import StopSignal
+
+    if arguments.replay is not None:
+        from .replay import replay_step
+
+        # The first word is the configuration, unless a step is repeated: its run has one.
+        first = [] if arguments.config is None else [arguments.config]
+        return replay_step(arguments.replay, [*first, *arguments.overrides])
+    if arguments.config is None:
+        raise ConfigError("name the configuration of the run, e.g. medloom pretrain tiny-mae-2d")
+    with StopSignal() as stop:  # before the seconds that the imports take
+        return train(arguments, stop)
+
+
+def train(arguments: argparse.Namespace, stop: StopSignal) -> int:
+    """Pretrain as this rank and say where the encoder is; returns the exit status."""
     from ..finetune.report import write_report
     from ..pretrain.cluster.detect import is_main_process
     from ..pretrain.config import load_config
@@ -34,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if is_main_process():
         with progress_bar() as progress:
-            folder = pretrain(config, progress=progress)
+            folder = pretrain(config, progress=progress, stop=stop)
         if any_rank(not (folder / "encoder.json").exists()):
             say(f"stopped before the last step; continue with the same command and resume=true ({folder})")
             return STOPPED
@@ -43,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"report: {page}")
         say(f"next: medloom finetune TASK --encoder {folder}")
         return 0
-    pretrain(config)
+    pretrain(config, stop=stop)
     # All ranks leave with one status, after rank 0 has asked for the requeue: a launcher ends the others when
     # one has failed, and counts a host as finished when its ranks leave with 0.
     return STOPPED if any_rank(False) else 0
