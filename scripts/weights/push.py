@@ -1,0 +1,66 @@
+"""`medloom weights push RUN --to ORG/NAME`: the release gate, then one commit on the hub."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `medloom weights push`."""
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="finished run, or an artefact")
+    parser.add_argument("--to", required=True, metavar="ORG/NAME", help="repository of the hub")
+    parser.add_argument(
+        "--scores", type=Path, action="append", default=[], metavar="DIR",
+        help="folder of `medloom evaluate` or `medloom benchmark` with scores for the card; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--licence", default="", help="of the weights, e.g. Apache-2.0; stated in the card")
+    parser.add_argument(
+        "--licence-override", metavar="REASON",
+        help="release although a licence of the data stands against it; the reason is recorded",
+    )  # fmt: skip
+    parser.add_argument("--private", action="store_true", default=None, help="create a private repository")
+    parser.add_argument("--dry-run", action="store_true", help="all but the upload")
+    parser.epilog = (
+        "Uploads with HF_TOKEN or the login of `hf auth login`. Refuses on other features or probe scores\n"
+        "than recorded, and where a licence of the training data stands against sharing or is not known."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Stage, verify in a clean process, upload; print what was found and what to do next."""
+    from ...finetune.released import scores_of
+    from ...pretrain.release.push import finished, push
+    from ..console import say
+    from .verify import show
+
+    record = finished(arguments.run_folder)
+    pushed = push(
+        arguments.run_folder, arguments.to, licence=arguments.licence,
+        override=arguments.licence_override, scores=scores_of(arguments.scores, record["sha256"]),
+        private_repo=arguments.private, dry_run=arguments.dry_run,
+    )  # fmt: skip
+    show(pushed.verdict.checks)
+    for sentence in pushed.record["licences"]["forbids"]:
+        say(f"overridden: {sentence}")
+    say(f"artefact and card: {pushed.folder}")
+    if pushed.commit is None:
+        say("dry run: nothing was uploaded")
+        return 0
+    say(f"released: {pushed.repo} at commit {pushed.commit}")
+    say(f'load_encoder("hf-hub:{pushed.repo}@{pushed.commit}")')
+    say("to give it a name, add to configs/weights.yaml (or a file that MEDLOOM_WEIGHTS names):")
+    say(_entry(pushed.repo, pushed.commit, pushed.record, arguments.licence))
+    return 0
+
+
+def _entry(repo: str, commit: str, record: dict, licence: str) -> str:
+    """The lines of the registry."""
+    values = {
+        "title": f"{(record.get('training') or {}).get('objective', {}).get('name', '')} encoder".strip(),
+        "repo": repo, "revision": commit, "sha256": record["sha256"], "bytes": record["bytes"],
+        "architecture": record["architecture"]["name"], "ndim": record["ndim"],
+        "parameters": record["parameters"], "licence": licence or "not stated",
+    }  # fmt: skip
+    name = repo.rpartition("/")[2].lower()
+    return "\n".join([f"{name}:", *(f"  {key}: {value}" for key, value in values.items())])
