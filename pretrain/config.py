@@ -28,7 +28,7 @@ FREE_ON_RESUME = (
     "out", "resume", "name", "data.shards", "data.access", "data.cache", "data.cache_gb", "data.workers",
     "data.prefetch", "data.failure_budget",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accumulate",
-    "trainer.shard_size",
+    "trainer.shard_size", "trainer.memory_gb",
     "trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes", "trainer.checkpoint_async",
     "trainer.keep_every_steps", "trainer.keep_last", "trainer.time_limit_minutes", "trainer.grace_seconds",
     "trainer.on_nonfinite", "trainer.on_spike", "trainer.spike_factor", "trainer.most_bad_steps",
@@ -70,7 +70,8 @@ class TrainerConfig:
     strategy: str = "auto"  # auto: ddp when there are several ranks | ddp | fsdp2: weights split over them
     shard_size: int | None = None  # fsdp2: ranks that share one copy of the weights; null: all of them
     precision: str = "auto"  # auto: bf16-mixed on GPUs that have it, else 32-true
-    accumulate: int = 1  # micro-batches an optimiser step; the global batch stays what data.batch_size says
+    accumulate: Any = 1  # micro-batches a step of the same global batch | auto: the fewest that memory holds
+    memory_gb: float | None = None  # GiB a rank for accumulate=auto; null: 85 % of the GPU's, 80 % of RAM
     compile: bool = False  # torch.compile of the encoder (and its teacher), in place
     recompute: bool = False  # gradient checkpointing: a third more arithmetic for a fraction of the memory
     log_every: int = 20  # steps
@@ -212,14 +213,15 @@ def per_rank_batch(config: PretrainConfig, world: int) -> list[int]:
     Raises:
         ConfigError: the global batch does not divide by ranks × accumulation.
     """
-    parts = world * config.trainer.accumulate
+    accumulate = 1 if config.trainer.accumulate == "auto" else config.trainer.accumulate
+    parts = world * accumulate
     batches = [part.batch_size for part in config.data.each()]
     for batch in batches:
         if batch % parts:
             below, above = batch // parts * parts, -(-batch // parts) * parts
             near = f"{below} or {above}" if below else f"{above}"
             raise ConfigError(
-                f"data.batch_size {batch} does not divide by {world} ranks × {config.trainer.accumulate} "
+                f"data.batch_size {batch} does not divide by {world} ranks × {accumulate} "
                 f"micro-batches = {parts}: use {near}, or another trainer.accumulate"
             )
     return [batch // parts for batch in batches]
@@ -272,7 +274,7 @@ def _check(config: PretrainConfig) -> None:
             "data.epoch=cover (small sources repeat), or give trainer.steps"
         )
     positive = {"trainer.steps": trainer.steps, "trainer.epochs": trainer.epochs,
-                "trainer.accumulate": trainer.accumulate,
+                "trainer.memory_gb": trainer.memory_gb,
                 "trainer.log_every": trainer.log_every, "trainer.num_nodes": trainer.num_nodes,
                 "trainer.checkpoint_every_steps": trainer.checkpoint_every_steps,
                 "trainer.checkpoint_every_minutes": trainer.checkpoint_every_minutes,
@@ -286,6 +288,10 @@ def _check(config: PretrainConfig) -> None:
         if value is not None and value <= 0:
             raise ConfigError(f"{key} is {value}; it must be above 0")
     _check_safety(trainer)
+    if trainer.accumulate != "auto" and (type(trainer.accumulate) is not int or trainer.accumulate < 1):
+        raise ConfigError(
+            f"trainer.accumulate is {trainer.accumulate!r}; a whole number of micro-batches, or auto"
+        )
     if not 0 <= optim.warmup_fraction < 1:
         raise ConfigError(f"optim.warmup_fraction is {optim.warmup_fraction}; a share from 0 to below 1")
     for key, word, known in (

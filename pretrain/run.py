@@ -45,6 +45,7 @@ from .panels import draw_panels, varied
 from .probes import Probe, cadence, on_device
 from .recorder import Recorder
 from .saving import Checkpointing
+from .scale.memory import settle_accumulate
 from .scale.sharding import gathered
 from .scale.strategy import build_strategy
 from .weights import WEIGHTS, load_encoder, load_into, save_encoder
@@ -301,12 +302,14 @@ def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
         accelerator=trainer.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
         strategy=build_strategy(trainer, launch, kind), plugins=launch.plugins or None,
         precision=kind,  # type: ignore[arg-type]
-        max_steps=config.steps, max_epochs=-1, accumulate_grad_batches=trainer.accumulate,
+        max_steps=config.steps, max_epochs=-1,
+        accumulate_grad_batches=1 if trainer.accumulate == "auto" else trainer.accumulate,
         use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=config.folder,
     )  # fmt: skip
     give_up_after(trainer.timeout_minutes, built)
+    settle_accumulate(config, launch, built)
     # Lightning's handler of SIGTERM talks to the other ranks inside the handler; see preempt.py for ours.
     built._signal_connector.register_signal_handlers = lambda: None
     return built

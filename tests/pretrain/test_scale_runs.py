@@ -35,11 +35,8 @@ for line in open(sys.argv[1]):
     pretrain(load_config(recipe, overrides), progress=progress)
 """
 
-TEACHER = (
-    "objective={name: mocov3, hidden_dim: 32, out_dim: 16, "
-    "crops: [{name: global, count: 2, size: [16, 16]}]}",
-    "data.batch_size=12",
-)
+MOCO = {"name": "mocov3", "hidden_dim": 32, "out_dim": 16,
+        "crops": [{"name": "global", "count": 2, "size": [16, 16]}]}  # fmt: skip
 NEVER = -1
 
 
@@ -144,9 +141,10 @@ def test_segments_of_any_kind_and_number_of_ranks_make_one_run(
     tiny_config: Callable[..., Any], tmp_path: Path, order: str
 ) -> None:
     """Teacher and batch norms included; the third number of ranks does not divide the weights."""
-    options = (*TEACHER, "trainer.steps=12", "trainer.log_every=1", "optim.base_lr=0.01")
-    whole = alone(Job(tiny_config(tmp_path / "whole", *options)))
-    config = tiny_config(tmp_path / "parts", *options)
+    options = ("data.batch_size=12", "trainer.steps=12", "trainer.log_every=1", "optim.base_lr=0.01")
+    whole, config = (tiny_config(tmp_path / name, *options) for name in ("whole", "parts"))
+    whole.objective = config.objective = MOCO
+    whole = alone(Job(whole))
     for number, kind in enumerate(order.split("-")):
         stop = (3, 7, NEVER)[number]
         if kind == "one":
