@@ -72,6 +72,8 @@ def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) 
         write_json(weights.parent / RECORD, {**provenance, **description, **print_of})
         config = encoder.timm_config()
         if config is not None:
+            # timm asks the hub for this name, and for .safetensors in place of .bin before it.
+            config["pretrained_cfg"]["hf_hub_filename"] = f"{weights.stem}.bin"
             write_json(weights.parent / TIMM_CONFIG, config)
         fresh = _rebuilt({**to_dict(encoder.config), "name": encoder.config.name}, tensors)
         write_reference(weights.parent, fresh, provenance.get("input") or {}, print_of["sha256"])
@@ -93,10 +95,11 @@ def load_encoder(
     """Rebuild an encoder with its weights.
 
     Args:
-        name: a run folder or a folder with encoder.json or timm's config.json, a .safetensors file with its
-            .json beside it, a training .ckpt, `timm:NAME` (timm's weights), `monai:NAME@FILE` (the encoder of
-            MONAI's network), `hf:ORG/NAME[@REVISION]` (a repository of the Hugging Face hub that holds one of
-            these folders), or `random:NAME`, the architecture of any of these with fresh weights.
+        name: the first that fits of a name of the registry (configs/weights.yaml: commit and SHA-256 pinned),
+            `hf-hub:ORG/NAME[@REVISION]` (a repository of the Hugging Face hub, also `hf:`), a run folder or a
+            folder with encoder.json or timm's config.json, a .safetensors file with its .json beside it, a
+            training .ckpt, `timm:NAME` (timm's weights), `monai:NAME@FILE` (the encoder of MONAI's network),
+            or `random:NAME`, the architecture of any of these with fresh weights.
         in_channels: channels of the images it will get; the stem is adapted. None: as trained.
         strict: refuse missing and unused tensors.
         seed: of the fresh weights of `random:`.

@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
         {
             "name": release.name,
             "network": f"{release.architecture} {release.ndim}D",
-            "parameters": f"{release.parameters / 1e6:.1f} M" if release.parameters else "",
+            "parameters": f"{release.parameters / 1e6:.3g} M" if release.parameters else "",
             "size": size(release.bytes) if release.bytes else "",
             "licence": release.licence,
             "files": release.where,
