@@ -213,6 +213,7 @@ def _retain(folder: Path, step: int, keep_every: int | None, keep_last: int) -> 
 
     if for_good(step) or keep_last > 2:
         _link(folder / LAST, folder / f"step-{step}.ckpt", otherwise=shutil.copyfile)
-    passing = [path for number, path in kept(folder).items() if not for_good(number)]
-    for path in passing[keep_last if keep_last > 2 else 0 :]:
+    copies = kept(folder)
+    recent = list(copies)[:keep_last] if keep_last > 2 else []
+    for path in (path for number, path in copies.items() if number not in recent and not for_good(number)):
         path.unlink(missing_ok=True)
