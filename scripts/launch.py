@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"\n{faults} faults: mend them first; nothing was written or submitted")
         return 1
     if arguments.submit and not arguments.dry_run:
-        return _submit(kind, job, list(files)[-1])
+        return _submit(arguments.on, kind, job, list(files)[-1])
     say()
     for line in _commands(arguments.on, kind, job, list(files)[-1]):
         say(line)
@@ -91,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _job(arguments: argparse.Namespace) -> Job:
     from ..pretrain.cluster.job import Job, parse_minutes, parse_pair
+    from ..pretrain.cluster.targets import TARGETS as KINDS
     from ..pretrain.config import load_config
 
     return Job(
@@ -103,6 +104,7 @@ def _job(arguments: argparse.Namespace) -> Job:
         env=tuple(parse_pair(text, "=", "--env", "NAME=VALUE") for text in arguments.env),
         setup=tuple(arguments.setup), spot=not arguments.on_demand, grace_seconds=arguments.grace,
         retries=arguments.retries, master_addr=arguments.master_addr, master_port=arguments.master_port,
+        shared=KINDS[arguments.on].shared,
     )  # fmt: skip
 
 
@@ -123,13 +125,16 @@ def _commands(target: str, kind: Target, job: Job, path: Path) -> list[str]:
     return [f"submit: {shlex.join(kind.submit(job, path))}"]
 
 
-def _submit(kind: Target, job: Job, path: Path) -> int:
+def _submit(target: str, kind: Target, job: Job, path: Path) -> int:
+    import importlib.util
     import subprocess
 
     from ..data.errors import ConfigError
     from .console import say
 
     command = kind.submit(job, path)
+    if target == "submitit" and importlib.util.find_spec("submitit") is None:
+        raise ConfigError("submitit is not installed: pip install 'medloom[submitit]'")
     say(f"$ {' '.join(command)}")
     try:
         status = subprocess.run(command, check=False).returncode

@@ -28,10 +28,12 @@ class Launch:
 def detect(config: TrainerConfig, environ: dict[str, str] | None = None) -> Launch:
     """Read the launcher from the environment.
 
+    A shell inside a job of one task (sbatch without srun, salloc) is a plain start.
+
     Raises:
-        ConfigError: torchrun with an unequal number of processes a node.
+        ConfigError: an unequal number of processes a node; several tasks, and this process is none of them.
     """
-    from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+    from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
     env = dict(os.environ) if environ is None else environ
     if "TORCHELASTIC_RUN_ID" in env:
@@ -41,19 +43,44 @@ def detect(config: TrainerConfig, environ: dict[str, str] | None = None) -> Laun
                 f"torchrun started {world} processes, {local} on this node: start equal numbers a node"
             )
         return Launch("torchrun", local, world // local, [TorchElasticEnvironment()])
-    if environ is None and SLURMEnvironment.detect():
-        nodes = int(env.get("SLURM_NNODES", "1"))
-        tasks = int(env.get("SLURM_NTASKS", "1"))
-        if tasks % nodes:
-            raise ConfigError(f"srun started {tasks} tasks on {nodes} nodes: use --ntasks-per-node")
-        return Launch("srun", tasks // nodes, nodes, [SLURMEnvironment(auto_requeue=False)])
-    return Launch("plain", config.devices, config.num_nodes)
+    # Lightning takes any process of a job for a task of srun, unless it is told where it is.
+    here = [LightningEnvironment()] if "SLURM_NTASKS" in env else []
+    if "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in _SHELLS:
+        nodes, tasks = int(env.get("SLURM_NNODES", "1")), int(env["SLURM_NTASKS"])
+        if "SLURM_STEP_ID" in env:
+            spread = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", ""))
+            if tasks % nodes or "," in spread:
+                raise ConfigError(f"srun started {tasks} tasks on {nodes} nodes: use --ntasks-per-node")
+            return Launch("srun", tasks // nodes, nodes, [_srun()])
+        if tasks > 1:
+            raise ConfigError(
+                f"this job has {tasks} tasks and srun did not start this one: write srun before the command"
+            )
+    return Launch("plain", config.devices, config.num_nodes, here)
+
+
+_SHELLS = ("bash", "interactive")  # job names of srun --pty bash and salloc
+
+
+def _srun() -> Any:
+    """Lightning's SLURM environment without its demand for --ntasks-per-node: `detect` has checked that."""
+    from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+    class Srun(SLURMEnvironment):
+        @staticmethod
+        def _validate_srun_variables() -> None:
+            return None
+
+    return Srun(auto_requeue=False)
 
 
 def is_main_process() -> bool:
     """True on global rank 0, also before any process group exists."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit() and (name != "SLURM_PROCID" or "SLURM_NTASKS" in os.environ):
+    names = (
+        ("RANK", "SLURM_PROCID", "LOCAL_RANK") if "SLURM_STEP_ID" in os.environ else ("RANK", "LOCAL_RANK")
+    )
+    for name in names:
+        if os.environ.get(name, "").isdigit():
             return os.environ[name] == "0" and os.environ.get("NODE_RANK", "0") == "0"
     return True
 

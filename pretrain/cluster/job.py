@@ -52,6 +52,7 @@ class Job:
     master_addr: str | None = None  # of the first host; torchrun alone has to be told
     master_port: int = 29500
     directory: Path = field(default_factory=Path.cwd)  # where the job starts; relative paths mean this
+    shared: bool = True  # its machines see this machine's files
 
     def __post_init__(self) -> None:
         for flag, value, least in (
@@ -79,7 +80,8 @@ class Job:
     def folder(self) -> Path:
         """Where the job's files and logs lie: beside the run folder, which holds nothing of the machine."""
         run = self.config.folder
-        return self.directory / run.with_name(f"{run.name}.launch")
+        name = f"{run.name}.launch"
+        return self.directory / (run.with_name(name) if self.shared else name)
 
     @property
     def frozen(self) -> str:

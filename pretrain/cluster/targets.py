@@ -54,7 +54,7 @@ def render(job: Job, target: str, path: Path | None = None) -> dict[Path, str]:
     path = path or template(target)
     suffix = ".py" if target == "submitit" else path.suffix
     text = fill(path, kind.values(job))
-    return {job.folder / "config.yaml": job.frozen, job.folder / f"{target}{suffix}": text}
+    return {job.folder / "config.yaml": job.frozen, job.folder / f"job{suffix}": text}
 
 
 def _slurm(job: Job) -> dict[str, Any]:

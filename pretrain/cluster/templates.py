@@ -63,9 +63,7 @@ def _line(line: str, values: Mapping[str, Any]) -> str:
 
 
 def _yaml_line(path: Path, line: str, values: Mapping[str, Any]) -> str:
-    match = re.fullmatch(r"(\s*(?:- )?(?:[\w.-]+:)?)\s*\{\{(\w+)\}\}(\s*#.*)?", line) or re.fullmatch(
-        r"(\s*- )\{\{(\w+)\}\}(\s*#.*)?", line
-    )
+    match = re.fullmatch(r"(\s*(?:- )?(?:[\w./-]+:)?)\s*\{\{(\w+)\}\}(\s*#.*)?", line)
     if match is None:
         raise ConfigError(f"{path}: {line.strip()}: a hole must be a whole value in YAML")
     head, name, comment = match[1], match[2], match[3] or ""
@@ -90,11 +88,12 @@ def _dump(value: Any) -> str:
 
 
 def _dumper() -> Any:
-    """PyYAML's safe dumper, with scripts as blocks."""
+    """PyYAML's safe dumper, with scripts as blocks and without anchors."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        pass
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
 
     def text(dumper: Any, value: str) -> Any:
         style = "|" if "\n" in value else None
