@@ -28,7 +28,7 @@ FREE_ON_RESUME = (
     "out", "resume", "name", "data.shards", "data.access", "data.cache", "data.cache_gb", "data.workers",
     "data.prefetch", "data.failure_budget",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accumulate",
-    "trainer.shard_size", "trainer.memory_gb",
+    "trainer.shard_size", "trainer.memory_gb", "trainer.profile_steps",
     "trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes", "trainer.checkpoint_async",
     "trainer.keep_every_steps", "trainer.keep_last", "trainer.time_limit_minutes", "trainer.grace_seconds",
     "trainer.on_nonfinite", "trainer.on_spike", "trainer.spike_factor", "trainer.most_bad_steps",
@@ -75,6 +75,7 @@ class TrainerConfig:
     compile: bool = False  # torch.compile of the encoder (and its teacher), in place
     recompute: bool = False  # gradient checkpointing: a third more arithmetic for a fraction of the memory
     log_every: int = 20  # steps
+    profile_steps: int = 0  # to time and to trace after the first ones: RUN/profile; 0: none
     checkpoint_every_steps: int = 1000
     checkpoint_every_minutes: float = 15.0  # also by the clock: what a killed job can lose
     checkpoint_async: bool = True  # written beside the next steps; costs the state once more in host memory

@@ -94,7 +94,7 @@ class PretrainModule(pl.LightningModule):
         self.views: Tensor | None = None  # [V, B, E] of true views of the same images, where there are
         self.start_step = 0
         self.wait_seconds = self.work_seconds = 0.0  # since the last row; see Recorder
-        self._idle_since: float | None = None
+        self.idle_since: float | None = None  # the end of the last batch, by time.perf_counter
 
     def configure_model(self) -> None:
         """Split the weights over the ranks where the strategy does; Lightning calls it once, on all ranks."""
@@ -110,8 +110,8 @@ class PretrainModule(pl.LightningModule):
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Set the learning rate and torch's random state for this step; note how long the data took."""
         now = time.perf_counter()
-        if self._idle_since is not None:
-            self.wait_seconds += now - self._idle_since
+        if self.idle_since is not None:
+            self.wait_seconds += now - self.idle_since
         self._work_since = now
         step = self.trainer.global_step
         micro = batch_idx % self.config.trainer.accumulate
@@ -144,7 +144,7 @@ class PretrainModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Start the clock of the data wait; runs after all callbacks, whose time is nobody's wait."""
-        self._idle_since = time.perf_counter()
+        self.idle_since = time.perf_counter()
 
     def end_of_work(self) -> None:
         """Stop the clock of the step; the first callback at the end of a batch calls it."""

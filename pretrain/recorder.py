@@ -74,7 +74,7 @@ class Recorder(pl.Callback):
         if main:  # alarms look at several rows: a resumed run goes on with those that it wrote
             for row in read_rows(folder / METRICS):
                 self._standing = self._watch.see(row)
-        self._speed = Speed()
+        self._speed = self.speed = Speed()  # what it counts, the profile asks for, too
         self._begin = 0.0
         self._row_step = self._step = -1
 

@@ -46,6 +46,7 @@ from .probes import Probe, cadence, on_device
 from .recorder import Recorder
 from .saving import Checkpointing
 from .scale.memory import settle_accumulate
+from .scale.profile import Profiling
 from .scale.sharding import gathered
 from .scale.strategy import build_strategy
 from .weights import WEIGHTS, load_encoder, load_into, save_encoder
@@ -138,6 +139,9 @@ def fit(
         if main:
             recorder.panels = panels(config, folder, data)
         trainer.callbacks += [beat, recorder, saver]  # type: ignore[attr-defined]
+        if main and config.trainer.profile_steps > 0:
+            profiling = Profiling(folder, config.trainer.profile_steps, recorder.speed)
+            trainer.callbacks.insert(0, profiling)  # type: ignore[attr-defined]
         if config.trainer.compile and config.trainer.strategy != "fsdp2":  # which compiles its own units
             compile_in_place(module.encoder, module.objective)
         loaders = PretrainData(

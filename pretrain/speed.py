@@ -76,6 +76,10 @@ class Speed:
         self._operations += operations
         self._tokens += tokens_seen
 
+    def operations(self, shape: Sequence[int]) -> int:
+        """Of a micro-batch of images of this shape; 0 for one that was not counted."""
+        return self._cost.get(tuple(shape), (0, 0))[0]
+
     def leave(self) -> None:
         """Stop counting, also where a step failed half-way."""
         if self._open is not None:

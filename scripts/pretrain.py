@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   medloom pretrain tiny-mae-2d data.shards=shards/realdata out=runs/mae-2d
   medloom pretrain tiny-mae-2d data.shards=shards/realdata out=runs/mae-2d resume=true
+  medloom pretrain tiny-mae-2d --profile data.shards=shards/realdata out=runs/look trainer.steps=20
   torchrun --nproc-per-node 8 -m medloom.scripts.cli pretrain base-mae-2d data.shards=/data/shards out=b"""
 
 
@@ -28,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replay", type=Path, metavar="RUN/bad/step-N.json", help="repeat a bad step on one process instead"
     )
+    parser.add_argument(
+        "--profile", type=int, nargs="?", const=5, metavar="STEPS",
+        help="time 5 (or so many) steps and trace as many: a table, and RUN/profile; the run goes on",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -43,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         return replay_step(arguments.replay, [*first, *arguments.overrides])
     if arguments.config is None:
         raise ConfigError("name the configuration of the run, e.g. medloom pretrain tiny-mae-2d")
+    if arguments.profile is not None:
+        arguments.overrides.append(f"trainer.profile_steps={arguments.profile}")
     with StopSignal() as stop:  # before the seconds that the imports take
         return train(arguments, stop)
 

@@ -120,6 +120,11 @@ class FSDP2(ModelParallelStrategy):
             sharding.load_optimiser(optimiser, state)
 
     @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Weights are split before `setup`: they are restored when plain ones are, before `on_fit_start`."""
+        return False
+
+    @property
     def lightning_restore_optimizer(self) -> bool:
         """Lightning asks for the optimiser's state as well."""
         return True

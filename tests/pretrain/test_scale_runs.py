@@ -141,7 +141,8 @@ def test_segments_of_any_kind_and_number_of_ranks_make_one_run(
     tiny_config: Callable[..., Any], tmp_path: Path, order: str
 ) -> None:
     """Teacher and batch norms included; the third number of ranks does not divide the weights."""
-    options = ("data.batch_size=12", "trainer.steps=12", "trainer.log_every=1", "optim.base_lr=0.01")
+    options = ("data.batch_size=12", "trainer.steps=12", "trainer.log_every=1", "optim.base_lr=0.01",
+               "trainer.grace_seconds=0.1")  # fmt: skip
     whole, config = (tiny_config(tmp_path / name, *options) for name in ("whole", "parts"))
     whole.objective = config.objective = MOCO
     whole = alone(Job(whole))
