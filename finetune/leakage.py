@@ -78,6 +78,9 @@ def statement(
     if start:
         sentence = f"The encoder started from {Path(str(start)).name}, whose training data are not on record."
         return _answer("unknown", sentence, checks, [*not_checked, "training data of the initial weights"])
+    if training.get("complete") is False:
+        sentence = f"What {encoder.get('source', 'the encoder')} was trained on is known only in part."
+        return _answer("unknown", sentence, checks, [*not_checked, "all of its training data"])
     sentence = f"The encoder has not seen {record.dataset}."
     if seen:
         sentence = f"The encoder has seen other splits of {record.dataset}, unlabelled; {split} was held out."

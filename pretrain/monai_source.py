@@ -9,16 +9,15 @@ decoders are left out. What tensors do not tell has MONAI's defaults: the order 
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..data.errors import CheckpointError, nearest
+from .state_file import read_state, tensors_in
 
 NETWORKS = ("SwinUNETR", "SegResNet")
 _WRAPPERS = ("state_dict", "model", "network", "model_state_dict")  # where trainers put the tensors
@@ -57,24 +56,7 @@ def read_monai(name: str, *, weights: bool) -> tuple[dict[str, Any], dict[str, T
 
 def _tensors(path: Path, prefix: str) -> dict[str, Tensor]:
     """All tensors of a file under MONAI's names, those of a Swin transformer alone below `prefix`."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file of MONAI weights")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not readable as tensors ({line})") from error
-    for key in _WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: holds no state of a network")
-    named = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    named = tensors_in(read_state(path), _WRAPPERS, str(path))
     if prefix and "patch_embed.proj.weight" in named:
         named = {prefix + key: tensor for key, tensor in named.items() if _of_swin(key)}
     for old, new in _RENAMED.items():

@@ -1,4 +1,4 @@
-"""Where encoder weights come from: an artefact, run, checkpoint, timm, MONAI, a hub; each as plain tensors.
+"""Where encoder weights come from: artefact, run, checkpoint, timm, MONAI, a hub, the zoo; as plain tensors.
 
 `read_source` gives the section that rebuilds the encoder, its tensors by artefact name, and its record.
 Nothing is ever unpickled: a training checkpoint is read with `weights_only=True`, other files are
@@ -26,6 +26,9 @@ from .artefact import WEIGHTS as WEIGHTS
 from .encoders import ENCODERS, build_encoder
 from .encoders.timm_nets import RESERVED
 from .monai_source import read_monai
+from .zoo.record import names as zoo_names
+from .zoo.record import split_name
+from .zoo.source import read_zoo
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ def locate(text: str, *, weights: bool = True) -> Path | None:
     """
     from .hub.resolve import located
 
-    if text.startswith(LIBRARIES):
+    if text.startswith(LIBRARIES) or split_name(text) is not None:
         return None
     return located(text, weights=weights) or Path(text)
 
@@ -52,9 +55,12 @@ def locate(text: str, *, weights: bool = True) -> Path | None:
 def read_source(text: str, *, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """(encoder section, tensors by artefact name, encoder.json); no tensors without `weights`."""
     if text.startswith("timm:"):
-        return _from_timm(text.removeprefix("timm:"), weights)
+        return from_timm(text.removeprefix("timm:"), weights)
     if text.startswith("monai:"):
         return *read_monai(text.removeprefix("monai:"), weights=weights), {}
+    other = split_name(text)
+    if other is not None:
+        return read_zoo(*other, weights=weights)
     path = locate(text, weights=weights)
     assert path is not None
     if path.is_dir():
@@ -138,7 +144,7 @@ def released(prefix: str) -> str:
     return "trained encoder (the student, where there is a teacher)" if prefix == "encoder." else "teacher"
 
 
-def _from_timm(name: str, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+def from_timm(name: str, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """timm's network of that name, with the weights that its tag stands for."""
     config = _section_of_timm(name, f"timm:{name}")
     if not weights:
@@ -213,4 +219,6 @@ def _near(path: Path) -> str:
         return f"; the folder {path.parent} does not exist either"
     beside = {entry.name for entry in path.parent.iterdir()}
     near = difflib.get_close_matches(path.name, beside, n=3)
+    others = [] if path.parent.name else difflib.get_close_matches(bare, zoo_names(), n=2)
+    near += [f"zoo:{name}" for name in others]
     return f"; did you mean {' or '.join(near)}?" if near else f"; {path.parent} holds no such name"
