@@ -20,7 +20,7 @@ def input_contract(record: Mapping[str, Any]) -> str:
         f"`{contract.get('rule')}`: `(clip(x, low, high) - mean) / std` with statistics of the whole image."
     )
     if any(len(crop) == 3 for crop in crops):
-        said += " Volumes are D×H×W in their own spacing, which the table gives: they were not resampled."
+        said += " Volumes are D×H×W, at the spacings of the table."
     rows = []
     for name, facts in (contract.get("modalities") or {}).items():
         spacing = facts.get("spacing_mm")
