@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "shards": ("shards", "build, check and show shards"),
     "gallery": ("gallery", "shards as a page to look through: modality x organ, slices, label maps"),
     "methods": ("methods", "pretraining methods: what each is good for, and with which encoders it runs"),
+    "plan": ("plan", "predict time, memory, links, loader, storage and cost on 1 to 512 GPUs"),
     "pretrain": ("pretrain", "pretrain an encoder from shards"),
     "launch": ("launch", "a pretraining job for SLURM, torchrun, submitit, Kubernetes or SkyPilot"),
     "watch": ("watch", "a pretraining run in the terminal: progress, rates, probes, checkpoint, time left"),
