@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ...data.atomic import replacing
 from ...data.errors import CheckpointError
 from ..artefact import fingerprint
-from .record import ZooRecord
+from .record import ZooRecord, load_record
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,40 @@ def fetched(record: ZooRecord) -> Path:
     return path
 
 
+def pulled(name: str, to: Path | None = None) -> Path | None:
+    """Fetch the file of a record ahead of its use; None: timm has put it into its own cache.
+
+    Args:
+        to: a folder that gets a copy, to take along.
+
+    Raises:
+        CheckpointError: see `fetched`; a copy of what only timm can read; `to` cannot be written.
+    """
+    record = load_record(name)
+    if record.download.timm:
+        if to is not None:
+            raise CheckpointError(
+                f"zoo:{name}: timm fetches it into the cache of the hub: leave out --to, and take the folder "
+                "HF_HOME along"
+            )
+        from ..sources import from_timm
+
+        from_timm(record.download.timm, True)
+        return None
+    path = fetched(record)
+    if to is None:
+        return path
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        with replacing(to / path.name) as temporary:
+            shutil.copyfile(path, temporary)
+    except OSError as error:
+        raise CheckpointError(
+            f"{to}: cannot be written ({error.strerror or error}): choose another"
+        ) from error
+    return to / path.name
+
+
 def cache() -> Path:
     """Folder of the files that lie on no hub."""
     base = os.environ.get("XDG_CACHE_HOME")
@@ -56,9 +92,8 @@ def _from_hub(record: ZooRecord) -> Path:
     try:
         path = Path(hf_hub_download(repository, file, revision=source.revision))
     except Exception as error:  # the hub's errors have no common base but Exception
-        raise explained(
-            error, HubName(f"zoo:{record.name}", repository, source.revision), endpoint()
-        ) from error
+        found = explained(error, HubName(f"zoo:{record.name}", repository, source.revision), endpoint())
+        raise CheckpointError(str(found).replace("name it instead", f"name zoo:{record.name}@DIR")) from error
     log.info("zoo:%s: %s of %s, commit %s", record.name, file, repository, _commit(path, file))
     return path
 

@@ -32,7 +32,7 @@ def read_zoo(
         return section, tensors, described(record)
     if not weights:
         return dict(record.encoder) or _timm_section(record), {}, described(record)
-    path = file if file is not None else fetched(record)
+    path = fetched(record) if file is None else _inside(file, record)
     tensors = tensors_in(read_state(path), record.mapping.inside, str(path))
     return dict(record.encoder) or _timm_section(record), mapped(record, tensors), described(record)
 
@@ -49,9 +49,14 @@ def described(record: ZooRecord) -> dict[str, Any]:
         "source": f"{PREFIX}{record.name}",
         "title": record.title,
         "licence": record.licence,
-        "input": dict(record.input),
+        "input": {"rule": record.intensity or "its own", **record.input},
         "training": training,
     }
+
+
+def _inside(path: Path, record: ZooRecord) -> Path:
+    """The record's file in a folder that `medloom weights pull --to` filled."""
+    return path / Path(record.download.file or "").name if path.is_dir() else path
 
 
 def _timm_section(record: ZooRecord) -> dict[str, Any]:

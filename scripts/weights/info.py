@@ -14,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the record."""
+    if _of_zoo(arguments.name):
+        return 0
     from ...pretrain.hub.registry import registry
     from ...pretrain.sources import read_source
     from ..console import say, size
@@ -37,6 +39,22 @@ def run(arguments: argparse.Namespace) -> int:
     _training(record.get("training") or {})
     _held_out(record.get("held_out") or {})
     return 0
+
+
+def _of_zoo(name: str) -> bool:
+    """Print what is known of an encoder of others; False: `name` is not one."""
+    from ...pretrain.zoo.record import load_record, split_name
+    from ...pretrain.zoo.table import facts
+    from ..console import say
+
+    other = split_name(name)
+    if other is None:
+        return False
+    record = load_record(other[0])
+    say(f"{record.name}: {record.title}")
+    for word, text in facts(record):
+        _line(word, text)
+    return True
 
 
 def _line(word: str, value: object) -> None:
