@@ -29,6 +29,7 @@ FREE_ON_RESUME = (
     "data.prefetch", "data.failure_budget",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accumulate",
     "trainer.shard_size", "trainer.memory_gb", "trainer.profile_steps",
+    "trainer.checkpoint_split",
     "trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes", "trainer.checkpoint_async",
     "trainer.keep_every_steps", "trainer.keep_last", "trainer.time_limit_minutes", "trainer.grace_seconds",
     "trainer.on_nonfinite", "trainer.on_spike", "trainer.spike_factor", "trainer.most_bad_steps",
@@ -79,6 +80,7 @@ class TrainerConfig:
     checkpoint_every_steps: int = 1000
     checkpoint_every_minutes: float = 15.0  # also by the clock: what a killed job can lose
     checkpoint_async: bool = True  # written beside the next steps; costs the state once more in host memory
+    checkpoint_split: bool = False  # fsdp2: each rank writes its part into RUN/split; the last step is whole
     keep_every_steps: int | None = None  # checkpoints of these steps stay as step-N.ckpt; null: none
     keep_last: int = 2  # newest checkpoints that stay: last.ckpt, previous.ckpt, and beyond 2 step-N.ckpt
     time_limit_minutes: float | None = None  # stop and save before so long after the start; null: SLURM's

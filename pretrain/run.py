@@ -29,7 +29,6 @@ from ..data.stream.steps import StepPlan
 from ..data.stream.stream import Stream
 from . import preempt, ranks
 from .bad_steps import BadSteps
-from .checkpoint import newest
 from .cluster.detect import Launch, detect, is_main_process, precision
 from .cluster.peers import give_up_after, watched
 from .config import PretrainConfig, complete, per_rank_batch
@@ -48,6 +47,7 @@ from .saving import Checkpointing
 from .scale.memory import settle_accumulate
 from .scale.profile import Profiling
 from .scale.sharding import gathered
+from .scale.split import CheckpointFiles, newest, step_of
 from .scale.strategy import build_strategy
 from .weights import WEIGHTS, load_encoder, load_into, save_encoder
 
@@ -246,13 +246,6 @@ def build(config: PretrainConfig) -> tuple[Encoder, Objective, dict[str, Any] | 
     return encoder, objective, record or None
 
 
-def step_of(checkpoint: Path | None) -> int:
-    """Optimiser steps done in a checkpoint; 0 without one. Reads only what it needs of the file."""
-    if checkpoint is None:
-        return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["medloom"]["step"])
-
-
 def probe(
     config: PretrainConfig, objective: Objective
 ) -> Callable[[PretrainModule], dict[str, float]] | None:
@@ -304,7 +297,7 @@ def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
     kind = precision(trainer.precision, trainer.accelerator)
     built = pl.Trainer(
         accelerator=trainer.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
-        strategy=build_strategy(trainer, launch, kind), plugins=launch.plugins or None,
+        strategy=build_strategy(trainer, launch, kind), plugins=[*launch.plugins, CheckpointFiles()],
         precision=kind,  # type: ignore[arg-type]
         max_steps=config.steps, max_epochs=-1,
         accumulate_grad_batches=1 if trainer.accumulate == "auto" else trainer.accumulate,

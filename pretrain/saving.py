@@ -25,6 +25,7 @@ from ..data.errors import CheckpointError
 from .checkpoint import Stored, store
 from .config import TrainerConfig
 from .preempt import StopSignal, agree, steps_between_checks
+from .scale import split
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +155,11 @@ class Checkpointing(pl.Callback):
         """
         begin = time.monotonic()
         self.settle()
+        if self.config.checkpoint_split and self.config.strategy == "fsdp2" and step < self.total_steps:
+            split.save(trainer, self.folder, step)
+            self.saved_step, self._saved_at = step, time.monotonic()
+            self._longest = max(self._longest, self._saved_at - begin)
+            return
         aside = self.config.checkpoint_async and not must
         state = snapshot(trainer, copy=aside)
         if state is not None:

@@ -9,6 +9,7 @@ number of ranks whenever it is resumed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
@@ -18,8 +19,9 @@ from torch.optim import Optimizer
 from ...data.errors import ConfigError, nearest
 from ..cluster.detect import Launch
 from ..config import TrainerConfig
-from . import sharding
+from . import sharding, split
 
+PARTS = "parts"  # key of a checkpoint that lies in a folder: which
 STRATEGIES = ("auto", "ddp", "fsdp2")
 
 
@@ -79,6 +81,7 @@ class FSDP2(ModelParallelStrategy):
     def __init__(self, shard_size: int | None = None) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
         self.shard_size = shard_size
+        self.whole = True  # whether a checkpoint is put together; split.py wants the parts
 
     def setup_environment(self) -> None:
         """Start the process group and lay out the ranks."""
@@ -97,27 +100,39 @@ class FSDP2(ModelParallelStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole weights, on rank 0 (a collective call)."""
         assert self.model is not None
-        return sharding.full_state(self.model.state_dict(), keep=self.is_global_zero)
+        return self._put_together(self.model.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Whole moments, on rank 0 (a collective call)."""
-        return sharding.full_state(optimizer.state_dict(), keep=self.is_global_zero)
+        return self._put_together(optimizer.state_dict())
+
+    def _put_together(self, state: dict[str, Any]) -> dict[str, Any]:
+        return sharding.full_state(state, keep=self.is_global_zero) if self.whole else state
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the file on every rank, without moving what is not needed into memory."""
         import torch
 
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        path = Path(checkpoint_path)
+        file = path / split.REST if path.is_dir() else path
+        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        return {**state, PARTS: path} if path.is_dir() else state
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Each rank takes its part."""
         assert self.model is not None
-        sharding.load_weights(self.model, checkpoint["state_dict"], strict)
+        if PARTS in checkpoint:
+            split.read_weights(self.model, checkpoint[PARTS])
+        else:
+            sharding.load_weights(self.model, checkpoint["state_dict"], strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Each rank takes its part."""
         for optimiser, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            sharding.load_optimiser(optimiser, state)
+            if PARTS in checkpoint:
+                split.read_optimiser(optimiser, state, checkpoint[PARTS])
+            else:
+                sharding.load_optimiser(optimiser, state)
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
