@@ -126,7 +126,7 @@ def test_the_time_limit_ends_in_a_checkpoint_and_a_requeue(
     slurm.wait_for(job, ("RUNNING",), again=True)
     progress(slurm, out, stopped + 20)
     steps = [row["step"] for row in read_rows(out / METRICS)]
-    assert steps == list(range(10, steps[-1] + 1, 10))
+    assert steps == [1, *range(10, steps[-1] + 1, 10)]
     slurm.run("scancel", job)
     facts = slurm.wait_for(job, ENDED)
     assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "1")  # it does not come back by itself
