@@ -11,7 +11,6 @@ RankMe of a batch is bounded by the batch size: compare it within a run.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -23,18 +22,16 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ..data.config import to_dict
 from . import ranks
 from .alarms import CLOCK_RULES, RULES, Alarm, Watch
 from .config import PretrainConfig
 from .diagnostics import describe
-from .folder import ENVIRONMENT
-from .guard import NonFiniteLoss, Rollback
+from .mirror import Mirror
 from .module import PretrainModule
 from .scale.sharding import whole
 from .speed import Speed, peak
 from .stall import StallWatch
-from .tracking import METRICS, Artifact, Journal, Tracker, read_rows
+from .tracking import METRICS, Journal, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -57,18 +54,18 @@ class Recorder(pl.Callback):
         *,
         main: bool,
         start: int,
+        mirror: Mirror,
         progress: Progress | None = None,
     ) -> None:
-        """Open metrics.jsonl (rows beyond step `start` are cut) and the tracker, on the main process only."""
+        """Open metrics.jsonl (rows beyond step `start` are cut), on the main process only."""
         self.config = config
         self.journal = Journal(folder, keep_until=start) if main else None
-        self.tracker = _tracker(config, folder, start) if main else None
+        self.mirror = mirror
         self._stall = StallWatch(60 * config.tracking.stall_minutes, self._stalled) if main else None
         self.progress = progress if main else None
         self.probe: Probe | None = None
         self.panels: Panels | None = None
         self.row: dict[str, Any] = {}
-        self.finished = False  # set by the run when the last step is done
         self._watch = Watch(config.optim.warmup_fraction * config.steps, RULES + CLOCK_RULES)
         self._standing: list[Alarm] = []
         if main:  # alarms look at several rows: a resumed run goes on with those that it wrote
@@ -85,28 +82,8 @@ class Recorder(pl.Callback):
         self._speed.leave()
         if self._stall is not None:
             self._stall.close()
-        if self.tracker is not None:
-            if kind is not None and issubclass(kind, NonFiniteLoss):  # its message names samples: not here
-                text = "the loss or its gradient is not finite, and the run stopped; its log names the step"
-                self.tracker.alert("not finite", text, max(self._step, 0))
-            goes_on = kind is not None and issubclass(kind, Rollback)
-            stopped = kind is None and not self.finished  # the scheduler's patience is the job's, not ours
-            self.tracker.finish(
-                {"finished": self.finished, **self.row}, failed=kind is not None and not goes_on,
-                seconds=self.config.trainer.grace_seconds / 6 if stopped else None,
-            )  # fmt: skip
         if self.journal is not None:
             self.journal.close()
-
-    def reads(self, artifact: Artifact) -> None:
-        """Tell the tracker what the run starts from."""
-        if self.tracker is not None:
-            self.tracker.uses(artifact)
-
-    def makes(self, artifact: Artifact) -> None:
-        """Tell the tracker what came out of the run."""
-        if self.tracker is not None:
-            self.tracker.made(artifact)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure the device's peak, start the clock; tell the first line of progress."""
@@ -197,6 +174,8 @@ class Recorder(pl.Callback):
         }  # fmt: skip
         if len(module.guard.known):
             row["bad_steps"] = len(module.guard.known)
+            if row["bad_steps"] > self.row.get("bad_steps", 0):
+                self.mirror.alert("bad step", "a step was left out; the run's folder bad/ says which", step)
         if torch.cuda.is_available() and module.device.type == "cuda":
             row["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(module.device) / 2**30, 3)
         self._row_step = step
@@ -214,8 +193,7 @@ class Recorder(pl.Callback):
         for alarm in self._standing:
             if alarm.name not in before:
                 log.warning("step %d: %s", alarm.step, alarm)
-                if self.tracker is not None:
-                    self.tracker.alert(alarm.name, str(alarm), alarm.step)
+                self.mirror.alert(alarm.name, str(alarm), alarm.step)
         for name in sorted(before - {alarm.name for alarm in self._standing}):
             log.info("step %d: alarm %s is over", row["step"], name)
 
@@ -223,16 +201,14 @@ class Recorder(pl.Callback):
         """The loader has given nothing for long; called from the thread that looks at the clock."""
         text = f"no batch for {seconds / 60:.0f} minutes: the loader or its storage stands still"
         log.warning("step %d: %s", max(self._step, 0), text)
-        if self.tracker is not None:
-            self.tracker.alert("stalled", text, max(self._step, 0))
+        self.mirror.alert("stalled", text, max(self._step, 0))
 
     def _write(self, row: dict[str, Any], images: dict[str, Path]) -> None:
         self.row = row
         if self.journal is not None:
             self.journal.write(row)
             self.journal.sync()
-        if self.tracker is not None:
-            self.tracker.log(row, images)
+        self.mirror.log(row, images)
 
     def _tell(self, step: int) -> None:
         if self.progress is None:
@@ -247,14 +223,6 @@ class Recorder(pl.Callback):
             ]  # fmt: skip
             detail = " · ".join(parts)
         self.progress(step, self.config.steps, f"pretrain {self.config.name} | {detail}")
-
-
-def _tracker(config: PretrainConfig, folder: Path, start: int) -> Tracker:
-    """The tracker of this segment; beside the configuration it gets versions, commit and devices."""
-    path = folder / ENVIRONMENT
-    environment = json.loads(path.read_text()) if path.is_file() else {}
-    values = {**to_dict(config), "environment": environment}
-    return Tracker(folder, config.tracking, name=config.name, values=values, start=start)
 
 
 def gathered(x: torch.Tensor | None, axis: int = 0) -> torch.Tensor | None:

@@ -37,6 +37,7 @@ from .contract import input_contract
 from .encoders import Encoder, build_encoder
 from .folder import RunFolder
 from .guard import Guard, Rollback
+from .mirror import Mirror
 from .module import PretrainModule
 from .monitor.heartbeat import Heartbeat
 from .objectives import OBJECTIVES, Objective
@@ -61,8 +62,7 @@ def pretrain(
 ) -> Path:
     """Train and return the run folder; docs/pretraining.md says what is in it.
 
-    A run that was asked to stop (SIGTERM, SIGUSR1, Ctrl-C, a time limit) returns after its checkpoint,
-    without an encoder artefact; under SLURM it asks to be queued again.
+    Asked to stop (by a signal or a time limit), it returns after a checkpoint; SLURM queues it again.
 
     Args:
         stop: listens to signals already; None: from here on.
@@ -71,8 +71,7 @@ def pretrain(
         ConfigError: the configuration contradicts itself, the machine or the existing run folder.
         ShardError: the shards cannot be read.
         CheckpointError: no checkpoint can be read, or none can be written.
-        BadStep: a loss that became NaN or a spike, as `trainer.on_nonfinite` and `on_spike` say; the message
-            names step, rank and samples.
+        BadStep: `trainer.on_nonfinite` or `on_spike` stops the run; names step, rank and samples.
     """
     if stop is None:
         with preempt.StopSignal() as stop:
@@ -85,23 +84,23 @@ def pretrain(
     encoder, objective, ancestor = build(config)  # fills config.encoder where init_from decides it
     trainer = make_trainer(config, launch)
     log_arithmetic(config, trainer.world_size, objective)
-    manifest = data.shards.manifest
     with (
-        RunFolder(config, main=main, manifest=manifest.hash) as folder,
+        Mirror(config, main=main) as mirror,
+        RunFolder(config, main=main, manifest=data.shards.manifest.hash) as folder,
         Heartbeat(folder.path, main=main, steps=config.steps, ranks=trainer.world_size) as beat,
     ):
         checkpoint = newest(folder.path) if config.resume else None
         if step_of(checkpoint) >= config.steps and (folder.path / WEIGHTS).is_file():
             log.info("%s is complete at step %d", folder.path, step_of(checkpoint))
             return folder.path
-        asked = stop.received is not None
-        if asked and preempt.before_start(trainer.world_size, main and config.trainer.requeue):
+        if stop.received and preempt.before_start(trainer.world_size, main and config.trainer.requeue):
             return folder.path
         known = BadSteps(folder.path)
+        mirror.open(folder.path, step_of(checkpoint), data, ancestor)
         while True:
             module = PretrainModule(config, encoder, objective, Guard(config.trainer, known))
             try:
-                finished = fit(trainer, module, data, folder.path, checkpoint, beat, stop, progress)
+                finished = fit(trainer, module, data, folder.path, checkpoint, beat, stop, mirror, progress)
                 break
             except Rollback as back:
                 log.warning("%s", back)
@@ -110,8 +109,9 @@ def pretrain(
             trainer, checkpoint = make_trainer(config, launch), newest(folder.path)
         released = gathered(objective.released(encoder))
         if main and finished:
-            record = provenance(config, manifest, data, objective, ancestor)
+            record = provenance(config, data.shards.manifest, data, objective, ancestor)
             save_encoder(folder.path, released, record)
+            mirror.done(folder.path)
     if main and not finished and config.trainer.requeue and preempt.requeue():
         beat.requeued()
     return folder.path
@@ -125,6 +125,7 @@ def fit(
     checkpoint: Path | None,
     beat: Heartbeat,
     stop: preempt.StopSignal,
+    mirror: Mirror,
     progress: Callable[[int, int, str], None] | None,
 ) -> bool:
     """Train from `checkpoint` on. True: the last step is done; False: the run was asked to stop.
@@ -134,7 +135,8 @@ def fit(
     """
     config, main = module.config, is_main_process()
     saver = Checkpointing(folder, config.trainer, total_steps=config.steps, signal=stop)
-    with Recorder(config, folder, main=main, start=step_of(checkpoint), progress=progress) as recorder:
+    start = step_of(checkpoint)
+    with Recorder(config, folder, main=main, start=start, mirror=mirror, progress=progress) as recorder:
         recorder.probe = probe(config, module.objective)
         if main:
             recorder.panels = panels(config, folder, data)
@@ -152,8 +154,7 @@ def fit(
                 trainer.fit(module, datamodule=loaders, ckpt_path=checkpoint, weights_only=True)
         finally:
             loaders.teardown("fit")  # Lightning does not after an exception
-        recorder.finished = not saver.preempted
-    return recorder.finished
+    return not saver.preempted
 
 
 def open_data(config: PretrainConfig) -> Stream:

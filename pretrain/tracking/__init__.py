@@ -4,6 +4,7 @@ What leaves the machine: numbers, panels, the configuration without folders, has
 No host name, user name, path or sample key.
 """
 
+from . import lineage
 from .base import Artifact
 from .config import TRACKERS, TrackingConfig
 from .journal import METRICS, Journal, read_rows
@@ -11,5 +12,6 @@ from .privacy import public
 from .tracker import Tracker
 
 __all__ = [
-    "METRICS", "TRACKERS", "Artifact", "Journal", "Tracker", "TrackingConfig", "public", "read_rows",
+    "METRICS", "TRACKERS", "Artifact", "Journal", "Tracker", "TrackingConfig", "lineage", "public",
+    "read_rows",
 ]  # fmt: skip

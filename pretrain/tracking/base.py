@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,12 @@ class Backend(ABC):
     def finish(self, summary: Mapping[str, Any], *, failed: bool) -> None:
         """Close the run; waits until everything is delivered."""
 
-    def abandon(self) -> str | None:
-        """Give up on a `finish` that does not end, without blocking; returns what is left to do by hand."""
+    def abandon(self, alive: Callable[[], bool]) -> str | None:
+        """Give up on a call that does not end; returns what is left to do by hand.
+
+        Args:
+            alive: whether the thread is still in that call.
+        """
         return None
 
 

@@ -34,7 +34,7 @@ class TrackingConfig:
             ConfigError: an unknown word, or a time that is not above 0.
         """
         for key, word, known in (
-            ("tracker", self.tracker, set(TRACKERS)), ("wandb", self.wandb, set(WANDB_MODES)),
+            ("tracker", self.tracker, tuple(TRACKERS)), ("wandb", self.wandb, WANDB_MODES),
         ):  # fmt: skip
             if word not in known:
                 raise ConfigError(f"tracking.{key} is {word!r}{nearest(word, known)}")

@@ -61,10 +61,11 @@ class Mlflow(Backend):
         from mlflow.entities import Metric  # pyright: ignore
 
         self._step, now = int(row["step"]), int(1000 * time.time())
-        found = [Metric(key, value, now, self._step) for key, value in numbers(row).items()]
+        # A store of files cannot hold `grad_norm` and `grad_norm/embedding`: one is a file, one a folder.
+        found = [Metric(key.replace("/", "."), value, now, self._step) for key, value in numbers(row).items()]
         self.client.log_batch(self.id, metrics=found)
         for key, path in images.items():
-            self.client.log_artifact(self.id, str(path), artifact_path=key)
+            self._picture(path, f"{key}/step-{self._step:07d}.png")
 
     def alert(self, name: str, text: str, step: int) -> None:
         """A tag, by which runs can be searched."""
@@ -75,7 +76,7 @@ class Mlflow(Backend):
         columns = list(dict.fromkeys(key for row in rows for key in row))
         self.client.log_text(self.id, csv_text(rows, columns), f"{name}.csv")
         for key, path in images.items():
-            self.client.log_artifact(self.id, str(path), artifact_path=f"{name}/{key}")
+            self._picture(path, f"{name}/{key}.png")
 
     def artifact(self, artifact: Artifact, *, used: bool) -> None:
         """The facts as a file, the name as a tag; files beside them."""
@@ -92,6 +93,13 @@ class Mlflow(Backend):
         self.client.log_dict(self.id, {**summary, "failed": failed}, "summary.json")
         self.client.set_terminated(self.id, status="FAILED" if failed else "FINISHED")
         self.id = ""
+
+    def _picture(self, path: Path, name: str) -> None:
+        """A picture without the name of its file."""
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            self.client.log_image(self.id, picture.convert("RGB"), name)
 
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException  # pyright: ignore

@@ -55,7 +55,7 @@ class Tracker:
         self._backend = _safely(lambda: make_backend(config, segment))
         self._queue: deque[tuple[bool, str, Callable[[Backend], None]]] = deque()
         self._change = threading.Condition()
-        self._closing = False
+        self._closing = self._left = False
         self._thread: threading.Thread | None = None
         if self._backend is not None:
             # A daemon: the process can end while a server hangs.
@@ -98,26 +98,28 @@ class Tracker:
         self, summary: Mapping[str, Any], *, failed: bool = False, seconds: float | None = None
     ) -> None:
         """End the segment, waiting at most `seconds` (default: tracking.finish_seconds) for delivery."""
-        if self._thread is None or self._backend is None:
+        thread, backend = self._thread, self._backend
+        if thread is None or backend is None:
             return
         self._put("finish", lambda backend: backend.finish(summary, failed=failed))
         with self._change:
             self._closing = True
             self._change.notify()
-        self._thread.join(self.config.finish_seconds if seconds is None else seconds)
-        if self._thread.is_alive():
+        thread.join(self.config.finish_seconds if seconds is None else seconds)
+        if thread.is_alive():
             with self._change:
                 self.dropped += sum(droppable for droppable, _, _ in self._queue)
                 self._queue.clear()
-            left = _safely(self._backend.abandon)
+                self._left = True
+            left = _safely(lambda: backend.abandon(thread.is_alive))
             log.warning(
                 "%s did not answer in time; metrics.jsonl is complete%s",
-                self._backend.title, f"; {left}" if left else "",
+                backend.title, f"; {left}" if left else "",
             )  # fmt: skip
         if self.dropped or self.failed:
             log.warning(
                 "%s: %d rows were dropped because it was slow, %d calls failed; metrics.jsonl has every row",
-                self._backend.title, self.dropped, self.failed,
+                backend.title, self.dropped, self.failed,
             )  # fmt: skip
         self._thread = None
 
@@ -150,7 +152,7 @@ class Tracker:
             with self._change:
                 while not self._queue and not self._closing:
                     self._change.wait()
-                if not self._queue:
+                if not self._queue or self._left:
                     return
                 droppable, kind, call = self._queue.popleft()
             if misses >= FAILURES and kind != "finish":
@@ -164,7 +166,8 @@ class Tracker:
             return call(), True
         except Exception as error:  # trackers raise many kinds; none may cost a run
             self.failed += 1
-            level = logging.WARNING if self.failed == 1 else logging.DEBUG
+            said = not self._left and (self.failed == 1 or kind == "finish")
+            level = logging.WARNING if said else logging.DEBUG
             log.log(level, "%s: %s failed (%s); metrics.jsonl goes on", backend.title, kind, _line(error))
             return None, False
 

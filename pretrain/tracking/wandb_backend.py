@@ -8,13 +8,19 @@ W&B keeps the log on disk, and a line says how to `wandb sync` it.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
 import netrc
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +33,7 @@ log = logging.getLogger(__name__)
 WANDB = "wandb.json"
 STEP = "trainer/global_step"
 START_SECONDS = 30  # that a server may take to answer the first time
+END_SECONDS = 5  # that giving up may take
 
 
 def choose_mode(wanted: str) -> str:
@@ -63,6 +70,9 @@ class Wandb(Backend):
     def __init__(self, config: TrackingConfig, segment: Segment, mode: str) -> None:
         self.config, self.segment, self.mode = config, segment, mode
         self.run: Any = None
+        self._left = False
+        self._staging = ""
+        self._place: Path | None = None  # where W&B keeps this run's log
         self._id = next_segment(segment.folder, mode, segment.group)
 
     def start(self) -> str | None:
@@ -70,12 +80,14 @@ class Wandb(Backend):
         try:
             self.run = self._init()
         except Exception as error:
-            if self.mode != "online":
+            if self.mode != "online" or self._left:
                 raise
-            log.warning("W&B does not answer (%s): this segment is kept offline", str(error).splitlines()[:1])
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning("W&B does not answer (%s): this segment is kept offline", said)
             self.mode = "offline"
             self._id = next_segment(self.segment.folder, self.mode, self.segment.group)
             self.run = self._init()
+        self._place = Path(self.run.dir).parent if self.run.dir else None
         self.run.define_metric(STEP)
         self.run.define_metric("*", step_metric=STEP)
         if self.mode == "offline":
@@ -84,47 +96,50 @@ class Wandb(Backend):
 
     def row(self, row: Mapping[str, Any], images: Mapping[str, Path]) -> None:
         """Log a row against its step; what is no number (alarms) goes along as text."""
-        import wandb
-
         values = {key: value for key, value in row.items() if key not in ("step", "time")}
         values[STEP] = row["step"]
-        self.run.log(values | {key: wandb.Image(str(path)) for key, path in images.items()})
+        self.run.log(values | {key: _picture(path) for key, path in images.items()})
 
     def alert(self, name: str, text: str, step: int) -> None:
         """An alert, which W&B sends by mail or Slack as its user chose."""
         self.run.alert(f"medloom: {name}", f"step {step}: {text}", level="WARN", wait_duration=0)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]], images: Mapping[str, Path]) -> None:
-        """A W&B table."""
+        """A W&B table; offline a page of HTML, because a table's files lie outside the run until a sync."""
         import wandb
 
         columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
+        if self.mode != "online":
+            self.run.log({name: wandb.Html(page(columns, rows, images), inject=False)})
+            return
         table = wandb.Table(columns=columns)
         for row in rows:
             shown = dict(row)
             if "image" in shown:
                 path = images.get(str(shown["image"]))
-                shown["image"] = None if path is None else wandb.Image(str(path))
+                shown["image"] = None if path is None else _picture(path)
             table.add_data(*(shown.get(column) for column in columns))
         self.run.log({name: table})
 
     def artifact(self, artifact: Artifact, *, used: bool) -> None:
-        """An artifact that holds the facts as lineage.json; files are one of their own beside it.
+        """An artifact whose metadata are the facts; files are one of their own beside it, online alone.
 
-        The facts alone decide its digest: the server makes what two runs tell of one and the same version.
+        It has no file: a manifest of W&B tells the server where on this machine each file lay. The name,
+        which has a hash, makes what two runs tell of one and the same version.
         """
         import wandb
 
         made = wandb.Artifact(artifact.name, type=artifact.kind, metadata=artifact.facts)
-        with made.new_file("lineage.json") as file:
-            file.write(artifact.text())
         if not used:
             self.run.log_artifact(made)
-        elif self.mode == "online":
-            self.run.use_artifact(made)
-        else:  # use_artifact refuses offline, although its record is uploaded by `wandb sync` all the same
+        elif hasattr(self.run, "_log_artifact"):
+            # What use_artifact does, without its refusal of offline runs and its wait for the server.
             self.run._log_artifact(made, is_user_created=True, use_after_commit=True)
-        if artifact.files:
+        else:
+            self.run.use_artifact(made)
+        if artifact.files and self.mode != "online":
+            log.info("W&B is offline: %s is not kept for the upload, only its facts are", artifact.name)
+        elif artifact.files:
             files = wandb.Artifact(f"{artifact.name}-files", type=f"{artifact.kind}-files")
             for path in artifact.files:
                 files.add_file(str(path))
@@ -134,25 +149,46 @@ class Wandb(Backend):
         """Write the summary and wait until all is uploaded."""
         if self.run is None:
             return
-        self.run.summary.update(dict(summary))
-        self.run.finish(exit_code=int(failed))
-        self.run = None
+        try:
+            self.run.summary.update(dict(summary))
+            self.run.finish(exit_code=int(failed))
+        except Exception as error:  # W&B's own process is gone
+            left = self.abandon(lambda: False)
+            raise RuntimeError(f"{error or type(error).__name__}; {left}") from error
+        finally:
+            self.run = None
+            self._unstage()
 
-    def abandon(self) -> str | None:
+    def abandon(self, alive: Callable[[], bool]) -> str | None:
         """End W&B's own process, which the end of Python would wait for; its log stays on disk."""
-        import psutil
-
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):
-                if "wandb-core" in child.name():
-                    child.kill()
-        return None if self.run is None else f"to upload what is left: {self._sync()}"
+        self._left = True
+        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # it would tell where it was torn off
+        reaper = threading.Thread(target=_reap, args=(alive,), name="medloom-wandb-end", daemon=True)
+        reaper.start()
+        reaper.join(END_SECONDS)
+        self._unstage()
+        return f"to upload what is left: {self._sync()}" if self._place else None
 
     def _sync(self) -> str:
-        folder = Path(self.run.dir).parent if self.run.dir else self.segment.folder / "wandb"
-        return f"wandb sync {folder}"
+        return f"wandb sync {self._place or self.segment.folder / 'wandb'}"
+
+    def _stage(self) -> None:
+        """A place for copies of files that names nobody: W&B tells the server where they lay."""
+        if self.mode == "online" and "WANDB_DATA_DIR" not in os.environ:
+            shared = Path("/var/tmp")
+            place = tempfile.mkdtemp(prefix="medloom-", dir=shared if os.access(shared, os.W_OK) else None)
+            self._staging = os.environ["WANDB_DATA_DIR"] = place
+
+    def _unstage(self) -> None:
+        if self._staging:
+            os.environ.pop("WANDB_DATA_DIR", None)
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = ""
 
     def _init(self) -> Any:
+        self._stage()
+        # W&B's reports on itself, which the end of Python would wait for. They are read at the import.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         quiet = wandb.Settings(
@@ -160,6 +196,7 @@ class Wandb(Backend):
             email="", program="medloom", init_timeout=START_SECONDS, x_disable_meta=True,
             x_disable_stats=False, x_disable_machine_info=True,
         )  # fmt: skip
+        wandb.setup(settings=quiet)  # else a login says so between the progress bars
         segment, count = self.segment, self._id["segment"]
         return wandb.init(
             dir=segment.folder, project=self.config.project, entity=self.config.entity, id=self._id["id"],
@@ -167,6 +204,48 @@ class Wandb(Backend):
             name=segment.name if self.mode == "online" or not count else f"{segment.name}-{count}",
             resume="allow" if self.mode == "online" else None, settings=quiet,
         )  # fmt: skip
+
+
+def _reap(alive: Callable[[], bool]) -> None:
+    """Kill W&B's own process, and any that a thread which is still starting W&B brings up."""
+    import psutil
+    import wandb
+
+    going = True
+    while going:
+        going = alive()
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if "wandb-core" in child.name():
+                    child.kill()
+        time.sleep(0.1 if going else 0)
+    # Finds nobody to talk to, and may want to end Python for that, but takes its hook at exit away.
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown()
+
+
+def page(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], images: Mapping[str, Path]) -> str:
+    """A table as one HTML text, its pictures inside."""
+
+    def cell(key: str, value: Any) -> str:
+        path = images.get(str(value)) if key == "image" else None
+        if path is None:
+            return escape("" if value is None else str(value))
+        return f'<img src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+
+    head = "".join(f"<th>{escape(key)}</th>" for key in columns)
+    lines = ("".join(f"<td>{cell(key, row.get(key))}</td>" for key in columns) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _picture(path: Path) -> Any:
+    """A picture without the name of its file."""
+    import wandb
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return wandb.Image(picture.convert("RGB"))
 
 
 def group_of(folder: Path) -> str | None:

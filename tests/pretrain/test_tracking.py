@@ -1,59 +1,26 @@
-"""tracking.py: rows without duplicates; W&B offline is complete, private and asks no network."""
+"""metrics.jsonl has no step twice; W&B offline is complete, private, linked, and asks no network."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
 import socket
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from medloom.data.errors import ConfigError
+from medloom.data.stream.stream import Stream
 from medloom.pretrain.config import TrackingConfig
 from medloom.pretrain.run import pretrain
 from medloom.pretrain.tracking import METRICS, Journal, Tracker, public, read_rows
 from medloom.pretrain.tracking.wandb_backend import choose_mode
 from PIL import Image
 
-BLOCK = 32768
-
-
-def records(path: Path) -> Iterator[Any]:
-    """Records of an offline `.wandb` file: a 7-byte header, then LevelDB log blocks of protobuf messages."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data = path.read_bytes()
-    assert struct.unpack("<4sHB", data[:7]) == (b":W&B", 0xBEE1, 0)
-    at, pending = 7, b""
-    while at + 7 <= len(data):
-        if BLOCK - at % BLOCK < 7:
-            at += BLOCK - at % BLOCK
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        pending += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = Record()
-            record.ParseFromString(pending)
-            yield record
-            pending = b""
-
-
-def history(path: Path) -> list[dict[str, Any]]:
-    """Logged rows of an offline `.wandb` file."""
-    rows = []
-    for record in records(path):
-        if record.HasField("history"):
-            items = record.history.item
-            rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
-    return rows
-
-
-def wandb_file(run: Path) -> list[Path]:
-    return sorted((run / "wandb").glob("offline-run-*/*.wandb"))
+from .wandb_log import files, history, records
 
 
 def test_rows_beyond_the_checkpoint_and_a_cut_line_go(tmp_path: Path) -> None:
@@ -89,16 +56,17 @@ def test_mode_is_offline_without_a_login_and_online_with_one(
     assert choose_mode("auto") == "online"
 
 
-def test_an_offline_run_mirrors_the_rows_and_panels_and_names_nobody(
+def test_an_offline_run_mirrors_rows_panels_and_lineage_and_names_nobody(
     tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
     monkeypatch.setenv("USER", "canary-user")
     run = tmp_path / "canary-folder" / "run"
+    config = tiny_config(run, "tracking.wandb=auto", "trainer.steps=6")
     with caplog.at_level(logging.INFO):
-        pretrain(tiny_config(run, "tracking.wandb=auto", "trainer.steps=6"))
-    (path,) = wandb_file(run)
+        pretrain(config)
+    (path,) = files(run)
     assert f"wandb sync {path.parent}" in caplog.text
     mirrored = [row for row in history(path) if "loss" in row]
     rows = read_rows(run / METRICS)
@@ -106,13 +74,25 @@ def test_an_offline_run_mirrors_the_rows_and_panels_and_names_nobody(
     assert [row["loss"] for row in mirrored] == [row["loss"] for row in rows]
     assert mirrored[-1]["panels/reconstruction/_type"] == "image-file"
     configs = [r.run.config for r in records(path) if r.HasField("run")]
-    keys = {update.key for config in configs for update in config.update}
-    assert {"optim", "data", "objective"} <= keys
+    keys = {update.key: update.value_json for config in configs for update in config.update}
+    assert {"optim", "data", "objective"} <= keys.keys()
+    assert json.loads(keys["environment"])["git"] == json.loads((run / "env.json").read_text())["git"]
     ids = json.loads((run / "wandb.json").read_text())
     assert [segment["id"] for segment in ids["segments"]] == [path.stem.removeprefix("run-")]
+    sent = [r.request.log_artifact.artifact for r in records(path)] + [r.artifact for r in records(path)]
+    linked = {artifact.type: artifact for artifact in sent if artifact.type}
+    record = json.loads((run / "encoder.json").read_text())
+    assert linked["dataset"].name == f"shards-{record['training']['manifest'][:12]}"
+    assert linked["dataset"].use_after_commit
+    assert linked["encoder"].name == f"encoder-{record['sha256'][:12]}"
+    assert not linked["encoder"].use_after_commit
     said = path.read_bytes() + b"".join(p.read_bytes() for p in (path.parent / "files").rglob("*.json"))
-    for canary in ("canary-user", "canary-folder", os.uname().nodename, str(Path.cwd()), "tiny_pictures-"):
-        assert canary.encode() not in said, canary
+    keys_of_samples = {Stream(config.data)[position]["key"] for position in range(48)}
+    assert len(keys_of_samples) > 20
+    machine = ("canary-user", "canary-folder", os.uname().nodename, str(Path.cwd()))
+    for canary in (*machine, *keys_of_samples):
+        # Whole words: a machine may be called by two letters, which ids hold by chance.
+        assert re.search(rb"\b" + re.escape(canary.encode()) + rb"\b", said) is None, canary
 
 
 def test_segments_have_their_own_ids_in_one_group(tmp_path: Path) -> None:
@@ -126,9 +106,22 @@ def test_segments_have_their_own_ids_in_one_group(tmp_path: Path) -> None:
     first, second = (segment["id"] for segment in found["segments"])
     assert second == f"{first}-1"
     assert first == found["group"]
-    assert len(wandb_file(tmp_path)) == 2
-    groups = {r.run.run_group for path in wandb_file(tmp_path) for r in records(path) if r.HasField("run")}
+    assert len(files(tmp_path)) == 2
+    groups = {r.run.run_group for path in files(tmp_path) for r in records(path) if r.HasField("run")}
     assert groups == {found["group"]}
+
+
+def test_pictures_stay_here_where_they_should(tmp_path: Path) -> None:
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    config = TrackingConfig(wandb="offline", images=False)
+    tracker = Tracker(tmp_path, config, name="x", values={})
+    tracker.log({"step": 1, "loss": 0.5}, {"panels/x": picture})
+    tracker.table("cases", [{"case": 1, "dice": 0.5, "image": "w"}], {"w": picture})
+    tracker.finish({})
+    (path,) = files(tmp_path)
+    assert not list((path.parent / "files").rglob("*.png"))
+    assert any(row.get("loss") == 0.5 for row in history(path))
 
 
 def test_a_tracker_that_fails_costs_no_run(
@@ -146,3 +139,21 @@ def test_a_tracker_that_fails_costs_no_run(
 def test_the_public_configuration_has_no_folders() -> None:
     values = {"data": {"shards": "/home/me/shards", "sources": ["a"]}, "out": "runs/x", "n": 3}
     assert public(values) == {"data": {"shards": "shards", "sources": ["a"]}, "out": "x", "n": 3}
+
+
+def test_wrong_words_name_the_near_ones(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.tracker is 'tensorbord'.*tensorboard"):
+        tiny_config(tmp_path, "tracking.tracker=tensorbord")
+    with pytest.raises(ConfigError, match=r"tracking\.stall_minutes is 0"):
+        tiny_config(tmp_path, "tracking.stall_minutes=0")
+
+
+def test_a_missing_package_is_refused_before_anything_is_written(
+    tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medloom.pretrain.tracking import config
+
+    monkeypatch.setattr(config, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"pip install 'medloom\[mlflow\]'"):
+        pretrain(tiny_config(tmp_path / "run", "tracking.tracker=mlflow"))
+    assert not (tmp_path / "run").exists()
