@@ -100,7 +100,9 @@ class VirtualSlurm:
     def __exit__(self, *_: object) -> None:
         if len(self._daemons) > 1:
             self.run("scancel", "--user=root", check=False)
-            time.sleep(1)
+            deadline = time.monotonic() + 60  # until nothing of a failed test's jobs is left
+            while self.run("squeue", "--noheader", check=False).strip() and time.monotonic() < deadline:
+                time.sleep(0.5)
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
             try:
