@@ -18,12 +18,12 @@ from typing import Any
 
 from ...data.config import read_yaml
 from ...data.errors import ConfigError
+from ..checkpoint import LAST, history
 from ..diagnose import Run
 from ..folder import CONFIG
 from ..tracking import METRICS
 from .beat import ALIVE, BEAT, LOST, RUNNING, Beat, read_beat
 
-LAST = "last.ckpt"
 ENCODER = "encoder.json"
 RECENT = 20  # rows that say how fast a run is now
 STALLED = 300.0  # seconds without a step, or 20 times the usual step, after which a living run stands still
@@ -215,10 +215,13 @@ def _checkpoint(folder: Path, beat: Beat | None, now: float) -> dict[str, Any]:
         found = (folder / LAST).stat()
     except OSError:
         return {}
+    known = history(folder)  # none in the folder of an older version
+    step = known[-1].step if known else beat.saved if beat else 0
     return {
-        "saved_age": max(0.0, now - found.st_mtime), "saved_bytes": found.st_size,
-        "saved_step": beat.saved if beat and beat.saved else None,
-    }  # fmt: skip
+        "saved_age": max(0.0, now - found.st_mtime),
+        "saved_bytes": found.st_size,
+        "saved_step": step or None,
+    }
 
 
 def _age(path: Path, now: float) -> float:

@@ -85,6 +85,8 @@ def test_progress_and_time_left(tmp_path: Path) -> None:
     assert (status.step, status.steps, status.seconds_a_step) == (120, 1000, 5.0)
     assert status.seconds_left == 5.0 * 880
     assert (status.saved_step, status.saved_age, status.saved_bytes) == (100, 77.0, 1000)
+    (run / "checkpoints.json").write_text('[{"step": 90, "bytes": 1, "seconds": 1.0, "sha256": "0"}]')
+    assert Follower(run).look(NOW).saved_step == 90, "what was written, not what is being written"
     assert (status.row_age, status.step_age, status.beat_age) == (30.0, 6.0, 5.0)
 
 
