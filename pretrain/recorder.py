@@ -143,7 +143,8 @@ class Recorder(pl.Callback):
             if probed and self.probe is not None:
                 row |= self.probe(module)
             if shown and self.panels is not None:
-                images = self.panels(module, step)
+                with trainer.precision_plugin.forward_context():  # sharded weights may be gathered in it
+                    images = self.panels(module, step)
         if trainer.is_global_zero:
             spent = time.perf_counter() - begin
             row["overhead"] = spent / max(seconds + spent, 1e-9)

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replay", type=Path, metavar="RUN/bad/step-N.json", help="repeat a bad step on one process instead"
     )
     parser.add_argument(
-        "--profile", type=int, nargs="?", const=5, metavar="STEPS",
-        help="time 5 (or so many) steps and trace as many: a table, and RUN/profile; the run goes on",
+        "--profile", action="store_true",
+        help="time 5 steps and trace 5 (or trainer.profile_steps): a table, and RUN/profile; the run goes on",
     )  # fmt: skip
     parser.set_defaults(run=run)
 
@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         return replay_step(arguments.replay, [*first, *arguments.overrides])
     if arguments.config is None:
         raise ConfigError("name the configuration of the run, e.g. medloom pretrain tiny-mae-2d")
-    if arguments.profile is not None:
-        arguments.overrides.append(f"trainer.profile_steps={arguments.profile}")
+    if arguments.profile:
+        arguments.overrides.insert(0, "trainer.profile_steps=5")
     with StopSignal() as stop:  # before the seconds that the imports take
         return train(arguments, stop)
 

@@ -17,6 +17,7 @@ or without sharding (`full_state`, `placed`).
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -44,6 +45,8 @@ def shard(root: nn.Module, mesh: Any, *, method: str, precision: str, compiled: 
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    # Said of what encoders return: nothing here writes into it, and their weights stay gathered.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     half = precision.startswith("bf16-mixed")
     for unit in units(root):
         unit.plain_kind = type(unit)  # type: ignore[assignment]

@@ -8,12 +8,14 @@ number of ranks whenever it is resumed.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ...data.errors import ConfigError, nearest
@@ -68,7 +70,9 @@ def build_strategy(config: TrainerConfig, launch: Launch, precision: str) -> Any
     if ranks == 1:
         return "auto"
     # Buffers are equal on all ranks by themselves: batch norms count all rows, centres are all-reduced.
-    return DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DDPStrategy(gradient_as_bucket_view=True, **{buffers: False})
 
 
 class FSDP2(ModelParallelStrategy):

@@ -48,7 +48,7 @@ def test_the_command_shows_the_table(
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(to_yaml(tiny_config(tmp_path / "run", "trainer.steps=7")))
-    assert main(["pretrain", str(recipe), "--profile", "2", "resume=true"]) == 0
+    assert main(["pretrain", str(recipe), "--profile", "trainer.profile_steps=2"]) == 0
     said = "".join(capsys.readouterr())
     assert "data wait" in said and "MFU" in said and "aten::" in said
     assert (tmp_path / "run" / "profile" / "profile.txt").read_text().startswith("cpu, ")
