@@ -74,17 +74,24 @@ def statement(
     if found:
         sentence = f"{found} of {len(cases)} {split} cases, or their subjects, are in the pretraining shards."
         return _answer("leaked", sentence, checks, not_checked)
-    start = training.get("init_from")
-    if start:
-        sentence = f"The encoder started from {Path(str(start)).name}, whose training data are not on record."
-        return _answer("unknown", sentence, checks, [*not_checked, "training data of the initial weights"])
-    if training.get("complete") is False:
-        sentence = f"What {encoder.get('source', 'the encoder')} was trained on is known only in part."
-        return _answer("unknown", sentence, checks, [*not_checked, "all of its training data"])
+    gap = _gap(training, str(encoder.get("source", "the encoder")))
+    if gap is not None:
+        return _answer("unknown", gap[0], checks, [*not_checked, gap[1]])
     sentence = f"The encoder has not seen {record.dataset}."
     if seen:
         sentence = f"The encoder has seen other splits of {record.dataset}, unlabelled; {split} was held out."
     return _answer("clean", sentence, checks, not_checked)
+
+
+def _gap(training: Mapping[str, Any], source: str) -> tuple[str, str] | None:
+    """What of the training data is not on record: a sentence, and what is therefore not checked."""
+    start = training.get("init_from")
+    if start:
+        sentence = f"The encoder started from {Path(str(start)).name}, whose training data are not on record."
+        return sentence, "training data of the initial weights"
+    if training.get("complete") is False:
+        return f"What {source} was trained on is known only in part.", "all of its training data"
+    return None
 
 
 def worst_of(statements: Sequence[dict[str, Any]]) -> dict[str, Any]:
