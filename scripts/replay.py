@@ -29,7 +29,7 @@ def replay_step(path: Path, overrides: list[str]) -> int:
                   "loss alone": None if row["loss"] is None else f"{row['loss']:.6g}"}
                  for row in samples], title="samples, the worst first")  # fmt: skip
     print_table([{"part": name, "gradient norm": f"{norm:.4g}"} for name, norm in found.norms.items()],
-                title="gradient, before clipping")  # fmt: skip
+                title="gradient")  # fmt: skip
     say("the step is as bad here as it was in the run" if found.repeats else "the step is sound here")
     for line in found.lines():
         say(f"- {line}")
