@@ -13,6 +13,7 @@ FORMAT = 1
 WEIGHTS, RECORD, TIMM_CONFIG = "encoder.safetensors", "encoder.json", "config.json"
 TIMM_WEIGHTS = "model.safetensors"
 CARD = "README.md"
+MODELING = "modeling.py"  # the network without medloom, where timm does not build it
 REFERENCE = "reference.npz"  # features of a generated image, which prove that loading went right
 
 

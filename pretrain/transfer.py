@@ -121,7 +121,7 @@ def fill(
     report = Report(source, record=dict(record))
     state = encoder.state_dict()
     ready: dict[str, Tensor] = {}
-    for short, tensor in tensors.items():
+    for short, tensor in encoder.from_file(tensors).items():
         name = encoder.inner + short
         if name not in state:
             report.unexpected.append(short)

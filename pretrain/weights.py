@@ -9,7 +9,8 @@ from noise looks just like a weak one. The price is one read of the file for its
 gigabyte).
 
 2D encoders keep timm's names and get a timm config.json: without medloom,
-`timm.create_model("local-dir:FOLDER", pretrained=True)` loads them.
+`timm.create_model("local-dir:FOLDER", pretrained=True)` loads them. 3D encoders get a `modeling.py`, which
+stands for them without medloom (release/standalone).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..data.config import to_dict
 from ..data.errors import CheckpointError
 from .encoders import Encoder, build_encoder
 from .release.reference import CHEAP, belongs, prove_encoder, write_reference
+from .release.standalone import write_modeling
 from .sources import (
     FORMAT,
     RECORD,
@@ -67,7 +69,7 @@ def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) 
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
         # As bytes, because save_file makes files that nobody else on a shared disk may read.
-        write_bytes(weights, save(tensors, metadata={"format": "pt"}))
+        write_bytes(weights, save(encoder.to_file(tensors), metadata={"format": "pt"}))
         print_of = fingerprint(weights)
         write_json(weights.parent / RECORD, {**provenance, **description, **print_of})
         config = encoder.timm_config()
@@ -75,6 +77,7 @@ def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) 
             # timm asks the hub for this name, and for .safetensors in place of .bin before it.
             config["pretrained_cfg"]["hf_hub_filename"] = f"{weights.stem}.bin"
             write_json(weights.parent / TIMM_CONFIG, config)
+        write_modeling(weights.parent, encoder)
         fresh = _rebuilt({**to_dict(encoder.config), "name": encoder.config.name}, tensors)
         write_reference(weights.parent, fresh, provenance.get("input") or {}, print_of["sha256"])
     except OSError as error:

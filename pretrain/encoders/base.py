@@ -8,7 +8,7 @@ a field may only hold what OmegaConf and JSON both hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -137,6 +137,14 @@ class Encoder(nn.Module):
         Shapes are adapted afterwards (transfer.py); names are artefact names, without `inner`.
         """
         return []
+
+    def to_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by artefact name, under the names that the library expects in a file."""
+        return tensors
+
+    def from_file(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What `to_file` did, undone; tensors that already have their names are left alone."""
+        return tensors
 
     def timm_config(self) -> dict[str, Any] | None:
         """config.json for `timm.create_model("local-dir:FOLDER")`; None when timm has no such network."""

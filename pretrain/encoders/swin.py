@@ -9,6 +9,8 @@ hundredth of a step. Images smaller than `img_size` waste windows on padding: se
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -112,6 +114,25 @@ class Swin(Encoder):
         """timm's own grouping by block: [patch embedding, block 0, ..., last norm]."""
         return groups_of_timm(self, coarse=False)
 
+    def to_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Encoder.to_file`.
+
+        Reading a file without a classifier, timm takes it for one of the first Swin release, whose merging of
+        patches stood at the end of a stage, and moves it to the next. So it is written as that release did.
+        """
+        return {_moved(name, -1): tensor for name, tensor in tensors.items()}
+
+    def from_file(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See `Encoder.from_file`; timm's own first stage has no merging."""
+        if not any(name.startswith("layers.0.downsample.") for name in tensors):
+            return tensors
+        return {_moved(name, 1): tensor for name, tensor in tensors.items()}
+
     def timm_config(self) -> dict[str, Any]:
         """See `Encoder.timm_config`."""
         return describe_for_timm(self, self._arguments())
+
+
+def _moved(name: str, by: int) -> str:
+    """The name of a merging of patches in a stage further on."""
+    return re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + by}.downsample.", name)

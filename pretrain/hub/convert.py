@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ...data.atomic import write_bytes, write_json
 from ...data.errors import CheckpointError, ConfigError, nearest
 from ..artefact import TIMM_CONFIG, TIMM_WEIGHTS
@@ -116,7 +118,7 @@ def _as_timm(source: Source, out: Path) -> None:
         name = source.encoder.config.name
         raise ConfigError(f"--to timm: timm has no network like {name}: use --to artefact or state-dict")
     out.mkdir(parents=True, exist_ok=True)
-    write_bytes(out / TIMM_WEIGHTS, _tensors(source.encoder))
+    write_bytes(out / TIMM_WEIGHTS, _saved(source.encoder.to_file(named_tensors(source.encoder))))
     write_json(out / TIMM_CONFIG, config)
 
 
@@ -124,18 +126,21 @@ def _as_state_dict(source: Source, out: Path) -> None:
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out.name}: a state dict is one file: call it {out.name}.safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, _tensors(source.encoder))
+    write_bytes(out, _saved(named_tensors(source.encoder)))
 
 
-def _tensors(encoder: Encoder) -> bytes:
-    """All tensors under the names of the library whose network it is, as safetensors."""
-    from safetensors.torch import save
-
-    named = {
+def named_tensors(encoder: Encoder) -> dict[str, Tensor]:
+    """All tensors under the names of the library whose network it is, copied to the CPU."""
+    return {
         name.removeprefix(encoder.inner): tensor.detach().cpu().contiguous().clone()
         for name, tensor in encoder.state_dict().items()
     }
-    return save(named, metadata={"format": "pt"})
+
+
+def _saved(tensors: dict[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    return save(tensors, metadata={"format": "pt"})
 
 
 # name -> what writes it; ConfigError where the network has no such form

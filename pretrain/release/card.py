@@ -124,7 +124,9 @@ def _standalone(folder: Path) -> str:
     """How the self-contained network beside the weights is used; empty where there is none."""
     if not (folder / "modeling.py").is_file():
         return ""
-    return 'from modeling import load  # PyTorch and safetensors only\n\nmodel = load(".").eval()'
+    return (
+        'from modeling import load  # says what it needs\n\nmodel = load(".")\npooled, tokens = model(images)'
+    )
 
 
 def _proof(record: Mapping[str, Any]) -> str:
