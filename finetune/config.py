@@ -17,6 +17,7 @@ from omegaconf import MISSING
 from ..data.config import find_config, read_yaml, structured
 from ..data.errors import ConfigError, nearest
 from ..pretrain.schedules import RATES
+from ..pretrain.tracking.config import TrackingConfig
 from .record import TaskRecord
 
 PROTOCOLS = (
@@ -149,6 +150,7 @@ class FinetuneConfig:
     device: str = "auto"
     workers: int | None = None  # loader processes; None: 0 on CPU, 8 with an accelerator
     checkpoint_minutes: float = 2.0
+    tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(tracker="none"))
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -178,6 +180,7 @@ class FinetuneConfig:
         ):
             if not 0 <= share < 1:
                 raise ConfigError(f"{key}: {share}: give a number in [0, 1)")
+        self.tracking.check()
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction: {self.fraction}: a share of the training subjects in (0, 1]")
         if self.shots is not None and (self.shots < 1 or self.fraction < 1):

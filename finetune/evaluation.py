@@ -29,6 +29,7 @@ from .data import Case, prepare
 from .ensemble import Together, predictions
 from .leakage import pretraining_shards, statement, worst_of
 from .metrics import CaseRow, EmptyPolicy, info
+from .mirror import mirror_evaluation, use_tracker
 from .prediction.labelmaps import write_label_map
 from .run import ENCODER, arms, choose_device, public_name, read_run
 from .scoring import CaseTable, arm_draws, arm_scores, comparisons
@@ -54,6 +55,7 @@ def evaluate(
     mirror: bool = False,
     save: bool = False,
     device: str | None = None,
+    tracker: str | None = None,
 ) -> Path:
     """Score every arm and return the folder that was written (default: RUN/evaluation, or evaluation-val).
 
@@ -64,7 +66,7 @@ def evaluate(
         pretrain_runs: pretraining runs to show in the report; default: the encoder's own run folder.
         mirror: average segmentations over the task's flips, all combinations (2 to 8 times slower).
         save: write label maps to predictions/ARM/, in the geometry of the source.
-        device: overrides the run's.
+        device, tracker: override the run's.
 
     Raises:
         ConfigError: not a fine-tuning run, or an unknown split.
@@ -77,6 +79,7 @@ def evaluate(
     task = together.task
     folder = Path(out) if out else _folder(runs, task, split)
     config = task.config
+    use_tracker(config, tracker)
     leakage = worst_of([_leakage(one, task, split) for one in runs])
     folder.mkdir(parents=True, exist_ok=True)
     place = choose_device(device or config.device)
@@ -87,10 +90,7 @@ def evaluate(
         kept = _score(task, network, arm, split, place, table, mirror, progress, folder if save else None)
         worst += _worst(task, network, arm, split, place, table, folder, kept)
         written += _lines(task, arm, task.cases[split], kept)
-    write_text(folder / "cases.csv", csv_text(table.rows, COLUMNS))
-    _write_draws(folder / "draws.npz", {arm: arm_draws(task, table, arm, split) for arm in arms(config)})
-    if written:
-        write_text(folder / "predictions.csv", csv_text(written))
+    _write_tables(folder, task, table, split, written)
     summary = _summary(task, table, split) | {
         "leakage": leakage,
         "worst": worst,
@@ -103,6 +103,7 @@ def evaluate(
     write_json(folder / "summary.json", finite(summary))
     together.close()
     renew_report(folder, config, pretrain_runs)
+    mirror_evaluation(config, runs, arms(config), folder)
     return folder
 
 
@@ -250,6 +251,16 @@ def _counts(task: Task) -> dict[str, dict[str, int]]:
         part: {"cases": len(cases), "subjects": len({case.subject for case in cases})}
         for part, cases in task.cases.items()
     }
+
+
+def _write_tables(
+    folder: Path, task: Task, table: CaseTable, split: str, lines: Sequence[dict[str, Any]]
+) -> None:
+    write_text(folder / "cases.csv", csv_text(table.rows, COLUMNS))
+    draws = {arm: arm_draws(task, table, arm, split) for arm in arms(task.config)}
+    _write_draws(folder / "draws.npz", draws)
+    if lines:
+        write_text(folder / "predictions.csv", csv_text(lines))
 
 
 def _write_draws(path: Path, draws: Mapping[str, Mapping[str, np.ndarray]]) -> None:

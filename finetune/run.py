@@ -15,7 +15,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from ..pretrain.transfer import Report
 from ..pretrain.weights import load_encoder
 from .config import FinetuneConfig
 from .data import TaskData, prepare
+from .mirror import FinetuneMirror, mirrored
 from .planner import Plan, fingerprint, make_plan
 from .protocols import PROTOCOLS, Outcome, Protocol, Session
 from .protocols.gradient import CHECKPOINT
@@ -52,7 +53,7 @@ CONFIG, SPLIT, PLAN, ARM, MODEL, ENCODER = (
 # What a continued run may change: where things lie and on what it runs, never what it computes.
 _FREE = (
     "out", "root", "cache", "features", "features_gib", "device", "workers", "checkpoint_minutes",
-    "memory_gib",
+    "memory_gib", "tracking",
 )  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> Path:
         CollectionError: the task's data cannot be used (missing, class absent, subject in two splits).
         CheckpointError: the encoder cannot be loaded.
     """
+    config.tracking.require()
     folder = config.folder
     device = choose_device(config.device)
     stop = StopSignal()
@@ -84,12 +86,12 @@ def finetune(config: FinetuneConfig, progress: Progress | None = None) -> Path:
         task = TASKS[config.task.kind](config, data, plan, split)
         stop.install()
         try:
-            for arm in arms(config):
-                if (folder / arm / ARM).is_file():
-                    logger.info("%s: finished before", folder / arm)
-                elif not _arm(task, arm, folder / arm, device, stop, progress):
-                    logger.warning("stopped by %s; the same command continues", stop.received)
-                    return folder
+            todo = [arm for arm in arms(config) if not (folder / arm / ARM).is_file()]
+            with mirrored(config, folder, data.shards.manifest) if todo else nullcontext() as mirror:
+                for arm in todo:
+                    if not _arm(task, arm, folder / arm, device, stop, progress, mirror):
+                        logger.warning("stopped by %s; the same command continues", stop.received)
+                        return folder
         finally:
             stop.uninstall()
             data.shards.close()
@@ -171,7 +173,13 @@ def load_arm(task: Task, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _arm(
-    task: Task, arm: str, folder: Path, device: torch.device, stop: StopSignal, progress: Progress | None
+    task: Task,
+    arm: str,
+    folder: Path,
+    device: torch.device,
+    stop: StopSignal,
+    progress: Progress | None,
+    mirror: FinetuneMirror | None,
 ) -> bool:
     """Train one arm and write it; False when a signal stopped it (its state is saved)."""
     from safetensors.torch import save_file
@@ -192,6 +200,8 @@ def _arm(
         torch.manual_seed(config.seed + 1)  # the heads of all arms start alike
         network = protocol.network(task, encoder)
     session = Session(task, arm, folder, device, lambda: stop.received is not None, progress)
+    if mirror is not None:
+        session.record = mirror.rows_of(arm)
     outcome = protocol.fit(network, session)
     if not outcome.finished:
         return False
@@ -201,6 +211,8 @@ def _arm(
     facts = _facts(arm, protocol, encoder, network, outcome, time.monotonic() - begin)
     write_json(folder / ARM, facts | {"learnt": task.learnt()})
     (folder / CHECKPOINT).unlink(missing_ok=True)
+    if mirror is not None:
+        mirror.finished(arm, folder)
     return True
 
 

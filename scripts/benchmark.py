@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slurm", type=int, metavar="N", help="print the sbatch script of N shares, and end")
     parser.add_argument("--retry", action="store_true", help="do failed cells again")
     parser.add_argument("--page", action="store_true", help="write the page from what is done, and end")
+    parser.add_argument("--tracker", help="show the page's scores in wandb, tensorboard or mlflow")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and their state, and end")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. options.steps=300")
     parser.set_defaults(run=run)
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             return STOPPED
         if arguments.array:
             return 0
-    return _page(config)
+    return _page(config, arguments.tracker)
 
 
 def _config(arguments: argparse.Namespace) -> BenchmarkConfig:
@@ -121,11 +122,20 @@ def _work(config: BenchmarkConfig, cells: list[Cell], arguments: argparse.Namesp
         return dict(run_cells(config, cells, jobs=arguments.jobs, tell=tell))
 
 
-def _page(config: BenchmarkConfig) -> int:
-    from ..finetune.benchmark.page import summary_rows, write_page
+def _page(config: BenchmarkConfig, tracker: str | None) -> int:
+    from ..finetune.benchmark.page import score_rows, summary_rows, write_page
+    from ..finetune.mirror import mirror_benchmark
+    from ..pretrain.tracking import TrackingConfig
     from .console import print_table, say
 
+    tracking = TrackingConfig(tracker=tracker or "none")
+    tracking.check()
+    tracking.require()
     page, results = write_page(config)
+    if tracker:
+        done = [found.cell for entry in results.entries.values() for found in entry.results]
+        places = [cell.folder(config.folder) / "evaluation" for cell in done]
+        mirror_benchmark(tracking, config.folder, places, score_rows(results))
     print_table(summary_rows(results))
     missing = Counter(
         (f.kind, "/".join(f.cell.name.split("/")[:2]), f.reason) for f in results.failures if f.kind != "open"

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     robust.add_argument("--corruptions", type=_words, help="such as blur,motion (default: by modality)")
     robust.add_argument("--severities", type=_numbers, default=[1, 2, 3, 4, 5], help="default: 1,2,3,4,5")
     parser.add_argument("--mirror", action="store_true", help="average segmentations over mirror images")
+    parser.add_argument("--tracker", help="show it in wandb, tensorboard or mlflow (default: as the run)")
     parser.add_argument(
         "--save-predictions", action="store_true", help="write label maps in the geometry of the source"
     )
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder = evaluate(
             arguments.run_folder, split=arguments.split, out=arguments.out, progress=progress,
             pretrain_runs=arguments.pretrain_run, mirror=arguments.mirror, save=arguments.save_predictions,
+            tracker=arguments.tracker,
         )  # fmt: skip
         if arguments.robustness or arguments.corruptions:
             from ..finetune.robustness.study import study

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-baseline", action="store_true", help="do not train the same network from random weights"
     )
+    parser.add_argument("--tracker", help="show the run in wandb, tensorboard or mlflow (default: none)")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. steps=500 fraction=0.1 seed=1"
     )
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         "root": arguments.root,
         "protocol": arguments.protocol,
         "out": arguments.out,
+        "tracking.tracker": arguments.tracker,
     }
     dotlist = [f"{key}={value}" for key, value in named.items() if value is not None]
     if arguments.no_baseline:

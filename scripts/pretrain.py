@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile", action="store_true",
         help="time 5 steps and trace 5 (or trainer.profile_steps): a table, and RUN/profile; the run goes on",
     )  # fmt: skip
+    parser.add_argument("--tracker", help="wandb (default), tensorboard, mlflow or none; docs/tracking.md")
     parser.set_defaults(run=run)
 
 
@@ -50,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("name the configuration of the run, e.g. medloom pretrain tiny-mae-2d")
     if arguments.profile:
         arguments.overrides.insert(0, "trainer.profile_steps=5")
+    if arguments.tracker is not None:
+        arguments.overrides.append(f"tracking.tracker={arguments.tracker}")
     with StopSignal() as stop:  # before the seconds that the imports take
         return train(arguments, stop)
 
@@ -61,9 +64,11 @@ def train(arguments: argparse.Namespace, stop: StopSignal) -> int:
     from ..pretrain.config import load_config
     from ..pretrain.ranks import any_rank
     from ..pretrain.run import pretrain
+    from ..pretrain.tracking.sweep import own_folder
     from .console import progress_bar, say
 
     config = load_config(arguments.config, arguments.overrides)
+    config.out = str(own_folder(config.folder))
     if is_main_process():
         with progress_bar() as progress:
             folder = pretrain(config, progress=progress, stop=stop)

@@ -44,6 +44,7 @@ class Session:
     device: torch.device
     stop: Callable[[], bool] = lambda: False  # asked after every step; True: save and end unfinished
     progress: Progress | None = None
+    record: Callable[[dict[str, Any]], None] = lambda _: None  # takes each row of metrics.jsonl
 
     def report(self, done: int, total: int, what: str) -> None:
         """Tell the progress bar."""

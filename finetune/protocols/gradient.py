@@ -158,6 +158,7 @@ class _Run:
         self.best: dict[str, float] = {}
         self.best_step = 0
         self.best_state: dict[str, torch.Tensor] = {}
+        self.record = session.record
         self.rows: list[dict[str, Any]] = []
         self._sums = [0.0, 0.0, 0.0]  # loss, gradient norm, steps since the last row
 
@@ -219,6 +220,7 @@ class _Run:
     def _log(self, values: dict[str, float]) -> None:
         self.rows.append({"step": self.step, "samples": self.step * self.task.plan.batch, **values})
         write_text(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self.record(self.rows[-1])
 
     def save(self) -> None:
         """Write last.ckpt atomically."""

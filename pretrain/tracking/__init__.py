@@ -9,9 +9,9 @@ from .base import Artifact
 from .config import TRACKERS, TrackingConfig
 from .journal import METRICS, Journal, read_rows
 from .privacy import public
-from .tracker import Tracker
+from .tracker import Tracker, group_of
 
 __all__ = [
-    "METRICS", "TRACKERS", "Artifact", "Journal", "Tracker", "TrackingConfig", "lineage", "public",
-    "read_rows",
+    "METRICS", "TRACKERS", "Artifact", "Journal", "Tracker", "TrackingConfig", "group_of", "lineage",
+    "public", "read_rows",
 ]  # fmt: skip

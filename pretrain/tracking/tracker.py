@@ -7,6 +7,7 @@ a run waits `tracking.finish_seconds` for delivery, a run that is being preempte
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections import deque
@@ -188,6 +189,14 @@ def make_backend(config: TrackingConfig, segment: Segment) -> Backend | None:
 
         return Mlflow(config, segment)
     return None
+
+
+def group_of(folder: Path) -> str | None:
+    """Group of the W&B runs of a run folder; None where it has none."""
+    from .wandb_backend import WANDB
+
+    path = folder / WANDB
+    return json.loads(path.read_text()).get("group") if path.is_file() else None
 
 
 def _safely(call: Callable[[], Any]) -> Any:

@@ -248,12 +248,6 @@ def _picture(path: Path) -> Any:
         return wandb.Image(picture.convert("RGB"))
 
 
-def group_of(folder: Path) -> str | None:
-    """Group of the W&B runs of a run folder; None where it has none."""
-    path = folder / WANDB
-    return json.loads(path.read_text()).get("group") if path.is_file() else None
-
-
 def next_segment(folder: Path, mode: str, group: str | None = None) -> dict[str, Any]:
     """Id of this segment, in wandb.json before W&B starts: one id a run online, one a segment offline.
 
