@@ -31,11 +31,13 @@ def check(found: dict[str, Any], kills: int) -> None:
     assert any(life["begun"] > life["from"] for life in found["lives"]), "no kill met a run that trained"
 
 
+@pytest.mark.timeout(900)
 def test_six_kills(tmp_path: Path) -> None:
     check(run(tmp_path, 6, seed=1), 6)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_thirty_kills(tmp_path: Path) -> None:
     found = run(tmp_path, 30, seed=2)
     check(found, 30)
