@@ -81,12 +81,12 @@ def compare(given: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any
         measured.append(replace(run, seconds=statistics.median(steps), data_wait=0.0))
     config = load_config(RECIPE, [f"data.shards={given.shards}"])
     plan = make_plan(config, device, nodes=1, per_node=2, precision="32-true", measured=measured[:FITTED])
-    every = make_plan(config, device, nodes=1, per_node=2, precision="32-true", measured=measured).checks
     pace = plan.assumptions.pace
     rows = [fixed_pace(config, device, run, pace) for run in measured]
     lines = [
         "# Predicted and measured steps", "", " ".join((__doc__ or "").split("\n\n")[2].split()), "",
-        f"Clock: {given.clock}; copying {device.memory_gb_s:.1f} GB/s; all-reduce of two ranks "
+        f"Clock: {given.clock}; {os.cpu_count()} cores, load of the machine meanwhile "
+        f"{os.getloadavg()[2]:.0f}; copying {device.memory_gb_s:.1f} GB/s; all-reduce of two ranks "
         f"{link['gb_s']:.2f} GB/s, {link['us']:.0f} µs; pace {pace.rate / 1e9:.1f} GFLOP/s and "
         f"{1000 * pace.fixed:.1f} ms a micro-batch.", "",
         "| ranks | batch | measured, ms | predicted, ms | error | |", "|--:|--:|--:|--:|--:|---|",
@@ -95,12 +95,11 @@ def compare(given: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any
         note = "gives the pace" if measured.index(run) < FITTED else ""
         lines.append(f"| {ranks} | {batch} | {1000 * run.working:.0f} | {1000 * predicted:.0f} | "
                      f"{100 * (predicted / run.working - 1):+.0f} % | {note} |")  # fmt: skip
-    values = {"clock": given.clock, "link": link, "memory_gb_s": device.memory_gb_s, "rate": pace.rate,
-              "fixed": pace.fixed, "runs": [
-                  {"ranks": r, "batch": b, "measured": m.working, "predicted": p}
-                  for (r, b), m, p in zip(RUNS, measured, rows, strict=True)
-              ], "fit_to_all": [check.error for check in every]}  # fmt: skip
-    return "\n".join(lines) + "\n", values
+    runs = [{"ranks": r, "batch": b, "measured": m.working, "predicted": p}
+            for (r, b), m, p in zip(RUNS, measured, rows, strict=True)]  # fmt: skip
+    machine = {"clock": given.clock, "cores": os.cpu_count(), "load": os.getloadavg()[2]}
+    model = {"link": link, "memory_gb_s": device.memory_gb_s, "rate": pace.rate, "fixed": pace.fixed}
+    return "\n".join(lines) + "\n", {**machine, **model, "runs": runs}
 
 
 def fixed_pace(config: Any, device: Any, run: Any, pace: Any) -> float:
