@@ -8,6 +8,7 @@ what comes after, the requeue, matters more.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from .folder import ENVIRONMENT
 from .guard import BadStep
 from .tracking import Tracker, lineage
 from .weights import RECORD, WEIGHTS
+
+PROBES = ("probe/knn_", "probe/linear_", "probe/dense_")
 
 
 class Mirror:
@@ -70,10 +73,12 @@ class Mirror:
             self.tracker.uses(lineage.encoder({"source": config.init_from, **ancestor}))
 
     def log(self, row: Mapping[str, Any], images: Mapping[str, Path]) -> None:
-        """Mirror a row."""
+        """Mirror a row; where it has probes, with their mean, which a sweep takes for any sources."""
         self.row = row
         if self.tracker is not None:
-            self.tracker.log(row, images)
+            scores = [value for key, value in row.items() if key.startswith(PROBES)]
+            mean = {"probe/mean": statistics.fmean(scores)} if scores else {}
+            self.tracker.log({**row, **mean}, images)
 
     def alert(self, name: str, text: str, step: int) -> None:
         """Tell of an alarm."""

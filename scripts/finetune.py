@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Fine-tune and say how to score it."""
     from ..finetune.config import load_config
     from ..finetune.run import finetune, finished
+    from ..pretrain.tracking.sweep import own_folder
     from .console import progress_bar, say
 
     named = {
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.no_baseline:
         dotlist.append("baseline=false")
     config = load_config(arguments.task, [*dotlist, *arguments.overrides])
+    config.out = str(own_folder(config.folder))
     with progress_bar() as progress:
         folder = finetune(config, progress=progress)
     if not finished(folder, config):

@@ -27,6 +27,7 @@ class Recording(Backend):
 
     def __init__(self, *, held: bool = False, broken: bool = False) -> None:
         self.told: list[Any] = []
+        self.last: dict[str, Any] = {}
         self.gate = threading.Event()
         self.broken = broken
         self.abandoned = False
@@ -41,6 +42,7 @@ class Recording(Backend):
         if self.broken:
             raise OSError("disk full")
         self.told.append(row["step"])
+        self.last = dict(row)
 
     def alert(self, name: str, text: str, step: int) -> None:
         self.told.append(name)
@@ -175,6 +177,20 @@ def test_a_run_whose_loader_stalls_says_so(
     pretrain(config)
     assert heard.told.count("stalled") == 1
     assert "no batch for" in caplog.text
+
+
+def test_rows_with_probes_carry_their_mean_for_sweeps(
+    tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Recording()
+    monkeypatch.setattr(tracker, "make_backend", lambda *_: heard)
+    pretrain(
+        tiny_config(tmp_path / "run", "trainer.steps=3", "probe.every_steps=3", "probe.scores=[knn,linear]")
+    )
+    row = read_rows(tmp_path / "run" / METRICS)[-1]
+    scores = [value for key, value in row.items() if key.startswith(("probe/knn_", "probe/linear_"))]
+    assert len(scores) == 4 and "probe/mean" not in row
+    assert heard.last["probe/mean"] == pytest.approx(sum(scores) / 4)
 
 
 def used(run: Path, tracker_: str) -> None:
