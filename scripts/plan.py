@@ -157,6 +157,8 @@ def _memory(plan: Plan, line: Line) -> Iterator[dict[str, object]]:
 
 
 def _details(plan: Plan, line: Line) -> Iterator[tuple[str, str]]:
+    from .watch_frame import duration
+
     given, times = plan.assumptions, line.times
     yield (
         "step",
@@ -174,7 +176,7 @@ def _details(plan: Plan, line: Line) -> Iterator[tuple[str, str]]:
     yield "checkpoint", _checkpoint(plan)
     trainer = plan.config.trainer
     every = min(trainer.checkpoint_every_steps * times.step, 60 * trainer.checkpoint_every_minutes)
-    yield "lost by a kill", f"{every / 120:.1f} min on average, {every / 60:.1f} at most"
+    yield "lost by a kill", f"{duration(every / 2)} on average, {duration(every)} at most"
     price = "give --price" if line.cost is None else f"{line.cost:,.0f}"
     yield (
         "whole run",

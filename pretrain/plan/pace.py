@@ -84,6 +84,10 @@ class _Point:
         costs = count(run.config, precision=run.precision, classes=classes)
         model = Model(run.config, costs, device, run.precision)
         strategy = "fsdp2" if trainer.strategy == "fsdp2" else "ddp"
+        if trainer.accumulate == "auto":
+            raise ConfigError(
+                f"{run.name}: its config.yaml leaves trainer.accumulate at auto: write the number"
+            )
         return cls(run, model, model.layouts(run.ranks, per_node, strategy, int(trainer.accumulate)))
 
     def micro(self) -> tuple[float, float]:
