@@ -14,6 +14,8 @@ from medloom.pretrain.config import per_rank_batch
 from medloom.pretrain.folder import CONFIG
 from medloom.pretrain.scale.memory import GIB, divisors, search, trials
 
+from .test_scale_runs import Job, torchrun
+
 CHOICES = divisors(96)
 
 
@@ -111,3 +113,17 @@ def test_a_budget_that_nothing_fits_is_one_line(heavy: Callable[..., Any]) -> No
 def test_other_values_are_refused(heavy: Callable[..., Any], value: str) -> None:
     with pytest.raises(ConfigError, match="a whole number of micro-batches, or auto"):
         heavy(f"trainer.accumulate={value}")
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_on_what_they_measured(heavy: Callable[..., Any], tmp_path: Path) -> None:
+    jobs = []
+    for strategy, gib in (("ddp", 64.0), ("fsdp2", 64.0)):
+        config = heavy("trainer.accumulate=auto", f"trainer.memory_gb={gib}", "trainer.steps=1",
+                       f"trainer.strategy={strategy}", "data.batch_size=8")  # fmt: skip
+        config.out = str(tmp_path / strategy)
+        jobs.append(Job(config))
+    torchrun(tmp_path, *jobs)
+    for strategy in ("ddp", "fsdp2"):
+        assert read_yaml(tmp_path / strategy / CONFIG)["trainer"]["accumulate"] == 1
+        assert (tmp_path / strategy / "encoder.safetensors").is_file()
