@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("predict", "new images through a fine-tuned run: NIfTI, DICOM SEG or PNG label maps, CSV"),
     "benchmark": ("benchmark", "encoders x tasks x protocols x seeds as one grid, with a leaderboard"),
     "weights": ("weights", "released encoders: list, describe, fetch, convert, publish, verify"),
+    "embed": ("embed", "features of a folder of images or of shards, as a table and a 2D map"),
     "export": ("export", "a fine-tuned network as ONNX or as a MONAI bundle, checked against torch"),
     "report": ("report", "put pretraining runs and evaluations on one HTML page"),
     "demo": ("demo", "the whole way on the built-in phantoms, in minutes on two CPU cores"),
