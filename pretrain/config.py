@@ -29,7 +29,7 @@ FREE_ON_RESUME = (
     "data.prefetch", "data.failure_budget",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accumulate",
     "trainer.shard_size", "trainer.memory_gb", "trainer.profile_steps",
-    "trainer.checkpoint_split",
+    "trainer.checkpoint_split", "optim.fused",
     "trainer.checkpoint_every_steps", "trainer.checkpoint_every_minutes", "trainer.checkpoint_async",
     "trainer.keep_every_steps", "trainer.keep_last", "trainer.time_limit_minutes", "trainer.grace_seconds",
     "trainer.on_nonfinite", "trainer.on_spike", "trainer.spike_factor", "trainer.most_bad_steps",
