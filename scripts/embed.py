@@ -36,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--views", type=int, default=27, help="windows or slices of a volume at most (default: 27)"
     )
     parser.add_argument("--batch-size", type=int, default=32, help="views encoded at once (default: 32)")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB",
+        help="leave files out, e.g. '*_mask.png'; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--modality", help="of the images, where they do not say it, e.g. ct")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda or mps (default: CUDA where there is one)"
@@ -51,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     with progress_bar() as progress:
         done = embed(
             arguments.name, arguments.images, arguments.out, modality=arguments.modality,
-            views=arguments.views, batch=arguments.batch_size, device=arguments.device, progress=progress,
+            exclude=arguments.exclude, views=arguments.views, batch=arguments.batch_size,
+            device=arguments.device, progress=progress,
         )  # fmt: skip
     before = f" ({done.before} of them before)" if done.before else ""
     width = len(done.rows[0].feature) if done.rows else 0

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from ...data.errors import ConfigError
@@ -34,25 +35,30 @@ class Item:
     read: Callable[[], Images]
 
 
-def find_images(place: str | Path, modality: str | None = None) -> list[Item]:
+def find_images(place: str | Path, modality: str | None = None, exclude: Sequence[str] = ()) -> list[Item]:
     """What lies at a path: an image, a folder of images, or a folder or URL of shards.
 
     Args:
         modality: of the images, where they do not say it; not for shards, which say it.
+        exclude: globs; files that match one are left out (label maps beside their images).
 
     Raises:
         ConfigError: nothing there, or nothing that medloom reads.
     """
     if is_url(place) or (Path(place) / MANIFEST).is_file():
-        if modality is not None:
-            raise ConfigError(f"{place}: shards state their modality: leave out --modality")
+        if modality is not None or exclude:
+            raise ConfigError(f"{place}: shards state their modality: leave out --modality and --exclude")
         return list(_samples(Shards.open(place)))
     root = Path(place)
     source = Source(
         dataset="embed", layout="files", root=root, burned_in="keep",
         modality=parse_modality(modality) if modality else None,
     )  # fmt: skip
-    return [_file(item, root, source) for item in find_inputs([root])]
+    found = [_file(item, root, source) for item in find_inputs([root])]
+    kept = [item for item in found if not any(fnmatch(item.file, glob) for glob in exclude)]
+    if not kept:
+        raise ConfigError(f"{place}: all {len(found)} images match --exclude {' '.join(exclude)}")
+    return kept
 
 
 def _file(item: Input, root: Path, source: Source) -> Item:

@@ -55,6 +55,7 @@ def embed(
     out: Path,
     *,
     modality: str | None = None,
+    exclude: Sequence[str] = (),
     views: int = 27,
     batch: int = 32,
     device: str = "auto",
@@ -68,6 +69,7 @@ def embed(
         out: the parquet file; columns file, image, group, modality, dims, views, stamp, feature [E] float32.
             Its metadata holds encoder_sha256, and under `medloom` all that the features depend on.
         modality: of the images, where they do not say it.
+        exclude: globs on paths below the folder; what matches is left out.
         views: windows or slices of a volume at most (views.py).
         batch: views that are encoded at once.
 
@@ -80,7 +82,7 @@ def embed(
         raise ConfigError(f"{path}: the table is a .parquet file: give --out NAME.parquet")
     if views < 1 or batch < 1:
         raise ConfigError(f"views={views}, batch={batch}: give 1 or more")
-    items = find_images(images, modality)
+    items = find_images(images, modality, exclude)
     encoder, report = load_encoder(name)
     contract = report.record.get("input") or {}
     fit = Fit.of(encoder, contract, views)
