@@ -165,3 +165,22 @@ def test_nothing_is_overwritten(flat: Path) -> None:
     with pytest.raises(CheckpointError, match="exists: choose another --out"):
         convert(str(flat), "artefact", flat, in_channels=1)
     assert json.loads((flat / "encoder.json").read_text()) == before
+
+
+@pytest.mark.parametrize("version", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+@torch.no_grad()
+def test_swin_is_read_back_from_the_names_that_timm_wants_in_a_file(version: str, tmp_path: Path) -> None:
+    small = {"depths": [1, 1, 1, 1], "embed_dim": 12, "num_heads": [1, 2, 2, 2], "window_size": 4}
+    torch.manual_seed(0)
+    encoder = build_encoder({"name": "swin", "model": version, "img_size": 64, "kwargs": small}).eval()
+    save_encoder(tmp_path / "swin", encoder, {})
+    convert(str(tmp_path / "swin"), "timm", tmp_path / "timm")
+    convert(str(tmp_path / "swin"), "state-dict", tmp_path / "plain.safetensors")
+    x = torch.randn(1, 3, 64, 64)
+    for folder in ("swin", "timm"):
+        model = timm.create_model(f"local-dir:{tmp_path / folder}", pretrained=True, num_classes=0).eval()
+        assert torch.equal(model(x), encoder(x).pooled) and torch.equal(
+            pooled(tmp_path / folder, x), model(x)
+        )
+    names = set(load_file(tmp_path / "plain.safetensors"))
+    assert names == {name.removeprefix("model.") for name in encoder.state_dict()}
