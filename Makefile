@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two files of tests at a time, each on one thread: networks this small gain nothing from more.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all test-slurm test-hosts test-kills test-scale test-tracking lint format clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"medloom needs Python 3.11 or newer, this is {sys.version}: make PYTHON=python3.11 ..."'
@@ -28,6 +28,28 @@ test: lint  ## lint, types and the tests that fit a coffee break
 
 test-all: lint  ## also the long ones (kill and resume, peers)
 	MEDLOOM_NEW_EXAMPLES=1 $(PYTEST)
+
+# As root, what a cluster test needs is installed; otherwise, or without apt, the test says what is missing.
+define needs
+	command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y --no-install-recommends $(2); } || true
+endef
+
+test-slurm: $(STAMP)  ## a real SLURM of two virtual nodes: preemption, time limit, exit status, job arrays
+	$(call needs,slurmctld,slurm-wlm munge iproute2)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/cluster
+
+test-hosts: $(STAMP)  ## torchrun on two network namespaces, and a link that goes down
+	$(call needs,ip,iproute2)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hosts tests/cluster
+
+test-kills: $(STAMP)  ## 100 random kills of a run of two ranks: the same samples, rows and weights (half an hour)
+	$(BIN)/python -m benchmarks.kills --kills 100 --work runs/kills
+
+test-scale: $(STAMP)  ## two ranks against one, replicated and sharded: losses, gradients, checkpoints
+	$(PYTEST) tests/pretrain/test_scale*.py tests/pretrain/test_ranks.py tests/pretrain/test_two_ranks.py
+
+test-tracking: $(STAMP)  ## trackers read back, and a server on the loopback that is slow, dead or dies
+	$(PYTEST) tests/pretrain/test_track*.py tests/pretrain/test_wandb_server.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

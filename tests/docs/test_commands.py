@@ -26,7 +26,8 @@ def commands(page: Path) -> list[str]:
 ALL = [(page.name, line) for page in PAGES for line in commands(page)]
 README = (ROOT / "README.md").read_text()
 BY_HAND = [line for line in commands(ROOT / "README.md") if line in README.split("## Public datasets")[0]]
-ABOUT_PUBLIC = [line for line in commands(ROOT / "README.md") if line not in BY_HAND]
+PUBLIC = README.split("## Public datasets")[1].split("\n## ")[0]
+ABOUT_PUBLIC = [line for line in commands(ROOT / "README.md") if line in PUBLIC and line not in BY_HAND]
 
 
 def words(line: str) -> list[str]:
