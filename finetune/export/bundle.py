@@ -26,7 +26,7 @@ from ..tasks import base
 from ..windows import OVERLAP, SIGMA
 from . import inference
 from .contract import contract
-from .graph import Graph, largest_difference
+from .graph import Graph, compared
 
 MODEL = "model.pt2"
 _CONTRACT = "$@bundle_root + '/configs/preprocessing.json'"
@@ -51,7 +51,7 @@ def export_bundle(graph: Graph, folder: Path) -> dict[str, Any]:
     def infer(x: np.ndarray) -> np.ndarray:
         return loaded(torch.from_numpy(x)).numpy()
 
-    difference = largest_difference(graph, infer, MODEL)
+    difference = compared(graph, infer, MODEL)
     said = contract(graph, "torch", difference)
     for name, text in _scripts().items():
         write_text(folder / "scripts" / name, text)

@@ -9,15 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...data.normalise import (
-    HU_LEAST_SPAN,
-    HU_LIMITS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    LEAST_STD,
-    RULE,
-)
 from ...data.sample import MODALITIES
+from ...pretrain.graph import intensity_steps
 from ..windows import OVERLAP, SIGMA
 from .graph import Graph
 
@@ -65,7 +58,7 @@ def contract(graph: Graph, against: str, difference: float) -> dict[str, Any]:
             "interpolation": "linear, voxel centres at half integers, antialiased in pictures",
             "padding": "to the sides of the input, both ends alike, with the lowest normalised value",
         },
-        "intensity": _intensity(),
+        "intensity": intensity_steps(),
         "windows": {"sides": list(plan.patch), "overlap": OVERLAP, "weight": "gaussian", "sigma": SIGMA}
         if graph.dense
         else None,
@@ -83,21 +76,3 @@ def _multiple(graph: Graph) -> list[int]:
     """What the sides of an input must be multiples of."""
     encoder: Any = graph.module.network.encoder
     return list(encoder.patch_of(graph.task.plan.ndim))
-
-
-def _intensity() -> dict[str, Any]:
-    return {
-        "rule": RULE,
-        "formula": "(clip(x, low, high) - mean) / std, per channel, statistics of the whole image",
-        "kinds": {
-            "hu": {"when": f"ct or cbct, values below 0, p99.5 - p0.5 of at least {HU_LEAST_SPAN:g}",
-                   "low": HU_LIMITS[0], "high": HU_LIMITS[1], "mean": 0.0, "std": HU_LIMITS[1]},
-            "colour": {"when": "picture of 8 bit and 3 channels that differ", "low": 0.0, "high": 255.0,
-                       "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
-            "volume": {"when": "other volumes", "low": "p0.5", "high": "p99.5",
-                       "mean": "of the foreground (Otsu)", "std": "of the foreground (Otsu)"},
-            "picture": {"when": "other pictures", "low": "p0.5", "high": "p99.5",
-                        "mean": "(low + high) / 2", "std": "(high - low) / 4"},
-        },
-        "least_std": LEAST_STD,  # of high - low
-    }  # fmt: skip

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...data.atomic import replacing, write_json
-from ...data.errors import ConfigError
+from ...data.atomic import write_json
+from ...pretrain.graph import write_onnx
 from .contract import CONTRACT, INPUT, OUTPUT, contract
-from .graph import Graph, largest_difference
+from .graph import Graph, compared
 
 MODEL = "model.onnx"
 
@@ -21,31 +19,11 @@ def export_onnx(graph: Graph, folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: onnx or onnxruntime is missing, or the file computes something else than torch.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "the ONNX export needs onnx and onnxruntime: pip install 'medloom[export]'"
-        ) from error
-    import torch
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / MODEL) as temporary:
-        found = torch.onnx.export(
-            graph.program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
-        )
-        assert found is not None
-        found.save(temporary)
-        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        names = [one.name for one in session.get_inputs()], [one.name for one in session.get_outputs()]
-
-        def infer(x: np.ndarray) -> np.ndarray:
-            return np.asarray(session.run(names[1], {names[0][0]: x})[0])
-
-        difference = largest_difference(graph, infer, MODEL)
+    difference, opset = write_onnx(
+        graph.program, folder / MODEL, (INPUT, [OUTPUT]),
+        lambda other: compared(graph, lambda x: other(x)[0], MODEL),
+    )  # fmt: skip
     said = contract(graph, "torch, with onnxruntime on the CPU", difference)
-    said["check"]["opset"] = dict(found.model.opset_imports)
+    said["check"]["opset"] = opset
     write_json(folder / CONTRACT, said)
     return said["check"]

@@ -1,4 +1,4 @@
-"""An encoder in another form: an artefact of medloom, a folder of timm, or a plain file of tensors.
+"""An encoder in another form: an artefact, a folder of timm, a file of tensors, for nnU-Net, or ONNX.
 
 Whatever `load_encoder` takes can be converted, on the way to another number of input channels or, for a 2D
 network, to the 3D network that it starts. What was trained stays on record: the artefact keeps the training
@@ -7,8 +7,8 @@ section of its source, so that leakage is judged as before, and says under `conv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from ..sources import CHECKPOINTS, LIBRARIES, locate
 from ..transfer import Report
 from ..weights import load_encoder, load_into, save_encoder
 from .inflate import solid_section
+from .nnunet import write_nnunet
+from .onnx import write_encoder_onnx
 
 # What the encoder itself says, and what belongs to one file.
 _DESCRIPTION = (
@@ -37,11 +39,13 @@ class Source:
     encoder: Encoder
     report: Report  # of the last step that changed it
     provenance: dict[str, Any]  # for `save_encoder`
+    size: tuple[int, ...] | None = None  # pixels of the input of a graph; None: as trained
 
 
 def convert(
-    name: str, form: str, out: Path, *, in_channels: int | None = None, patch_depth: int | None = None
-) -> Report:
+    name: str, form: str, out: Path, *, in_channels: int | None = None, patch_depth: int | None = None,
+    size: Sequence[int] | None = None,
+) -> Report:  # fmt: skip
     """Write the encoder `name` into `out` as `form`; returns what was loaded and adapted.
 
     Args:
@@ -49,6 +53,7 @@ def convert(
         out: a new folder, or for a single file its name.
         in_channels: of the images it will get; None: as trained.
         patch_depth: makes a 2D network 3D, see `solid_section`.
+        size: pixels of the input of the form onnx; None: as trained, see `reference_sizes`.
 
     Raises:
         ConfigError: an unknown form, or one that this network does not have; no 3D counterpart.
@@ -58,7 +63,10 @@ def convert(
         raise ConfigError(f"--to: unknown form {form!r}{nearest(form, set(FORMS))}")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out} exists: choose another --out")
+    if size is not None and form != "onnx":
+        raise ConfigError(f"--size: sets the input of --to onnx; {form} takes all sizes, so leave it out")
     source = load_source(name, in_channels=in_channels, patch_depth=patch_depth)
+    source = replace(source, size=None if size is None else tuple(size))
     try:
         FORMS[form](source, out)
     except OSError as error:
@@ -143,9 +151,19 @@ def _saved(tensors: dict[str, Tensor]) -> bytes:
     return save(tensors, metadata={"format": "pt"})
 
 
+def _as_nnunet(source: Source, out: Path) -> None:
+    write_nnunet(out, source.encoder, named_tensors(source.encoder), source.provenance.get("input") or {})
+
+
+def _as_onnx(source: Source, out: Path) -> None:
+    write_encoder_onnx(out, source.encoder, source.provenance.get("input") or {}, source.size)
+
+
 # name -> what writes it; ConfigError where the network has no such form
 FORMS: dict[str, Callable[[Source, Path], None]] = {
     "artefact": _as_artefact,
     "timm": _as_timm,
     "state-dict": _as_state_dict,
+    "nnunet": _as_nnunet,
+    "onnx": _as_onnx,
 }

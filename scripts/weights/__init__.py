@@ -14,7 +14,7 @@ COMMANDS: dict[str, str] = {
     "list": "released encoders: what they are, their size and licence, and whether they are here",
     "info": "all about one encoder: input, training data and licences, what was held out, scores",
     "pull": "fetch an encoder into the cache, or into a folder to take along",
-    "convert": "another form (artefact, timm, state dict), other channels, or a 2D encoder made 3D",
+    "convert": "another form (artefact, timm, nnU-Net, ONNX), other channels, or a 2D encoder made 3D",
     "verify": "an artefact: hash, record, reference features, card and licences; 1 where one is wrong",
     "push": "release a run on the Hugging Face hub, through a gate that loads it in a clean process",
 }

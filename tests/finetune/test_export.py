@@ -17,7 +17,7 @@ import pytest
 import torch
 from medloom.data.errors import ConfigError
 from medloom.finetune.export import export
-from medloom.finetune.export.graph import Graph, largest_difference, trace
+from medloom.finetune.export.graph import Graph, compared, trace
 from medloom.finetune.prediction import predict
 from medloom.scripts import cli
 
@@ -81,7 +81,7 @@ def test_an_export_that_computes_something_else_is_refused(segmentation: Graph) 
         return found
 
     with pytest.raises(ConfigError, match=r"differs by 0\.001"):
-        largest_difference(segmentation, other, "model.onnx")
+        compared(segmentation, other, "model.onnx")
 
 
 @pytest.mark.parametrize("codes", ["RAS", "PIL"])
