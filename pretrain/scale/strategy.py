@@ -72,7 +72,8 @@ def build_strategy(config: TrainerConfig, launch: Launch, precision: str) -> Any
     # Buffers are equal on all ranks by themselves: batch norms count all rows, centres are all-reduced.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DDPStrategy(gradient_as_bucket_view=True, **{buffers: False})
+    settings: dict[str, Any] = {"gradient_as_bucket_view": True, buffers: False}
+    return DDPStrategy(**settings)
 
 
 class FSDP2(ModelParallelStrategy):
