@@ -49,7 +49,8 @@ test-scale: $(STAMP)  ## two ranks against one, replicated and sharded: losses, 
 	$(PYTEST) tests/pretrain/test_scale*.py tests/pretrain/test_ranks.py tests/pretrain/test_two_ranks.py
 
 test-tracking: $(STAMP)  ## trackers read back, and a server on the loopback that is slow, dead or dies
-	$(PYTEST) tests/pretrain/test_track*.py tests/pretrain/test_wandb_server.py
+	$(PYTEST) tests/pretrain/test_track*.py tests/pretrain/test_wandb_server.py tests/finetune/test_mirror.py \
+		tests/configs/test_every_sweep.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
