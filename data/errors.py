@@ -48,6 +48,11 @@ class CheckpointError(MedloomError):
     """A checkpoint or an encoder artefact cannot be loaded."""
 
 
+def first_line(error: BaseException | str) -> str:
+    """First line of a message, to be quoted in one of ours; the kind of an error that has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(wrong: str, known: list[str] | tuple[str, ...] | set[str], *, most: int = 3) -> str:
     """Return a `; did you mean ...?` suffix that lists the known names nearest to `wrong`.
 

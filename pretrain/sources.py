@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.errors import CheckpointError, ConfigError, nearest
+from ..data.errors import CheckpointError, ConfigError, first_line, nearest
 from .artefact import FORMAT as FORMAT
 from .artefact import RECORD, TIMM_CONFIG, TIMM_WEIGHTS, fingerprint, read_record
 from .artefact import REFERENCE as REFERENCE
@@ -121,8 +121,9 @@ def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dic
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not readable as a training checkpoint ({line})") from error
+        raise CheckpointError(
+            f"{path}: not readable as a training checkpoint ({first_line(error)})"
+        ) from error
     ours = payload.get("medloom") if isinstance(payload, dict) else None
     section = ours.get("encoder") if isinstance(ours, dict) else None
     if not isinstance(ours, dict) or not isinstance(section, dict):

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.errors import CheckpointError
+from ..data.errors import CheckpointError, first_line
 
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
@@ -38,11 +38,13 @@ def read_state(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors ({_line(error)}), and nothing is unpickled: where you "
+            f"{path}: holds more than tensors ({first_line(error)}), and nothing is unpickled: where you "
             "trust it, load it yourself and save its state dict with safetensors.torch.save_file"
         ) from error
     except Exception as error:  # SafetensorError has no base of its own, and torch raises what it meets
-        raise CheckpointError(f"{path}: not readable as tensors ({_line(error)}): fetch it again") from error
+        raise CheckpointError(
+            f"{path}: not readable as tensors ({first_line(error)}): fetch it again"
+        ) from error
 
 
 def tensors_in(state: Any, keys: Iterable[str], where: str) -> dict[str, Tensor]:
@@ -62,7 +64,3 @@ def tensors_in(state: Any, keys: Iterable[str], where: str) -> dict[str, Tensor]
     for prefix in (*WRAPPERS, *WRAPPERS):  # either may be inside the other
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     return found
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

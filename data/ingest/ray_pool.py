@@ -27,7 +27,7 @@ from typing import Any
 import blosc2
 
 from ..atomic import TEMPORARY
-from ..errors import ConfigError, ShardError
+from ..errors import ConfigError, ShardError, first_line
 from ..shards.format import FORMAT_VERSION
 from .needs import WORKER_BYTES, need_of
 from .pool import Job, Pool, Tell, do, portable
@@ -139,7 +139,7 @@ class RayPool:
             self.ray.init(**options)
         except Exception as error:
             raise ShardError(
-                f"--ray {address}: no cluster answers ({_line(error)}); start one, or say local"
+                f"--ray {address}: no cluster answers ({first_line(error)}); start one, or say local"
             ) from error
 
     def _nodes(self) -> list[dict[str, Any]]:
@@ -163,7 +163,7 @@ class RayPool:
                 host, versions, fault = self.ray.get(call.remote(self.out, name), timeout=PROBE_SECONDS)
             except Exception as error:
                 address = node["NodeManagerAddress"]
-                raise ShardError(f"Ray node {address}: cannot work ({_line(error)}); mend it") from error
+                raise ShardError(f"Ray node {address}: cannot work ({first_line(error)}); mend it") from error
             if not fault and not _appears(self.out / name):
                 fault = "writes there, but nothing of it is here"
             if fault:
@@ -222,10 +222,6 @@ def _look(out: Path, name: str) -> tuple[str, str, str]:
         return socket.gethostname(), _versions(), ""
     except OSError as error:
         return socket.gethostname(), _versions(), f"cannot be written ({error.strerror or error})"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _versions() -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...data.atomic import write_json
-from ...data.errors import MedloomError
+from ...data.errors import MedloomError, first_line
 from .config import BenchmarkConfig
 from .grid import Cell
 
@@ -69,8 +69,7 @@ def facts(cell: Cell) -> dict[str, Any]:
 def write_failure(folder: Path, cell: Cell, error: BaseException | str) -> None:
     """Write why a cell failed: one line for the table, and the traceback of what is no user's mistake."""
     told = isinstance(error, MedloomError)
-    line = str(error).strip().splitlines() or [type(error).__name__]
-    values = {**facts(cell), "error": line[0][:500], "refused": told}
+    values = {**facts(cell), "error": first_line(error)[:500], "refused": told}
     if isinstance(error, BaseException) and not told:
         values["error"] = f"{type(error).__name__}: {values['error']}"
         values["traceback"] = "".join(traceback.format_exception(error))[-4000:]

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from ...data.errors import ConfigError, nearest
+from ...data.errors import ConfigError, first_line, nearest
 from .base import Encoder
 
 # What medloom decides: patches are left out by the objective, never at random inside the network.
@@ -43,13 +43,9 @@ def create_timm(name: str, arguments: dict[str, Any], pretrained: bool) -> nn.Mo
         if not pretrained:
             raise
         raise ConfigError(
-            f"encoder.pretrained: no weights of {name} ({_first_line(error)}): fetch them once while online, "
+            f"encoder.pretrained: no weights of {name} ({first_line(error)}): fetch them once while online, "
             "or set pretrained=false"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def describe_for_timm(encoder: Encoder, arguments: dict[str, Any]) -> dict[str, Any]:

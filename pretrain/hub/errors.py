@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from ...data.errors import CheckpointError
+from ...data.errors import CheckpointError, first_line
 from .names import HubName
 
 # of httpx, requests and huggingface_hub, by name: which of them is used depends on the version
@@ -119,4 +119,4 @@ def _cached_only(status: int) -> str:
 
 def _line(error: BaseException) -> str:
     *_, root = chain(error)
-    return (str(root).strip().splitlines() or [type(root).__name__])[0]
+    return first_line(root)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from ...data.errors import MedloomError
+from ...data.errors import MedloomError, first_line
 from ..weights import WEIGHTS
 from .beat import EVERY, FAILED, FINISHED, REQUEUED, RUNNING, STOPPED, Beat, write_beat
 
@@ -117,5 +117,4 @@ def without_paths(error: BaseException) -> str:
     """
     if not isinstance(error, MedloomError):
         return type(error).__name__
-    line = (str(error).splitlines() or [""])[0]
-    return re.sub(r"(?:\w+://|[~/])?[^\s'\":;,()=]*/(?=[^\s/])", "", line)
+    return re.sub(r"(?:\w+://|[~/])?[^\s'\":;,()=]*/(?=[^\s/])", "", first_line(error))

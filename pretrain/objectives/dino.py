@@ -182,11 +182,14 @@ class DINO(Objective):
 
 
 def check_crops(crops: Sequence[CropConfig]) -> None:
-    """Refuse crops without two views, or without global ones of one size. Raises ConfigError."""
+    """Refuse crops without two views, or without global ones of one size and share. Raises ConfigError."""
     large = [crop for crop in crops if crop.name == "global"]
     if len({tuple(crop.size) for crop in large}) != 1:
         sizes = ", ".join("×".join(map(str, crop.size)) or "the image" for crop in large) or "none"
         raise ConfigError(f"objective.crops: crops named global have one size, these have {sizes}")
+    if len({crop.visible for crop in large}) != 1:
+        shares = ", ".join(f"{crop.visible:g}" for crop in large)
+        raise ConfigError(f"objective.crops: crops named global have one visible, these have {shares}")
     if sum(crop.count for crop in crops) < 2:
         raise ConfigError("objective.crops: one view has nothing to agree with, set count=2")
 

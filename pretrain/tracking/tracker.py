@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...data.errors import first_line
 from .base import Artifact, Backend, Segment
 from .config import TrackingConfig
 from .privacy import public
@@ -169,7 +170,9 @@ class Tracker:
             self.failed += 1
             said = not self._left and (self.failed == 1 or kind == "finish")
             level = logging.WARNING if said else logging.DEBUG
-            log.log(level, "%s: %s failed (%s); metrics.jsonl goes on", backend.title, kind, _line(error))
+            log.log(
+                level, "%s: %s failed (%s); metrics.jsonl goes on", backend.title, kind, first_line(error)
+            )
             return None, False
 
 
@@ -203,9 +206,5 @@ def _safely(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Exception as error:
-        log.warning("the tracker failed (%s); metrics.jsonl is complete without it", _line(error))
+        log.warning("the tracker failed (%s); metrics.jsonl is complete without it", first_line(error))
         return None
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.atomic import write_json
+from ...data.errors import first_line
 from .base import Artifact, Backend, Segment
 from .config import TrackingConfig
 
@@ -82,8 +83,7 @@ class Wandb(Backend):
         except Exception as error:
             if self.mode != "online" or self._left:
                 raise
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning("W&B does not answer (%s): this segment is kept offline", said)
+            log.warning("W&B does not answer (%s): this segment is kept offline", first_line(error))
             self.mode = "offline"
             self._id = next_segment(self.segment.folder, self.mode, self.segment.group)
             self.run = self._init()

@@ -34,7 +34,7 @@ SMALL_ENCODERS: dict[str, dict[str, Any]] = {
         "strides": [1, 2, 2, 2],
         "kernels": [3, 3, 3, 3],
     },
-    "resnet3d": {"depth": 10, "width": 0.125},
+    "resnet3d": {"depth": 10, "width": 0.125, "stem_stride": 1},
     "segresnet": {"filters": 8, "blocks": [1, 1, 1, 1]},
     "swin3d": {"feature_size": 12, "depths": [1, 1], "num_heads": [1, 2], "window": [4, 4, 4]},
     "primus": {"img_size": [32, 32, 32], "depth": 2, "embed_dim": 48, "num_heads": 2},

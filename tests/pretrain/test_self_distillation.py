@@ -269,6 +269,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         make("dinov2", "convnet")
     with pytest.raises(ConfigError, match="named global have one size, these have 16×16, 32×32"):
         make("dino", crops=[{"count": 1, "size": [16, 16]}, {"count": 1, "size": [32, 32]}])
+    with pytest.raises(ConfigError, match=r"named global have one visible, these have 1, 0\.5"):
+        make("dino", crops=[{"count": 1}, {"count": 1, "visible": 0.5}])
     with pytest.raises(ConfigError, match="these have none"):
         make("dino", crops=[{"name": "view", "size": [16, 16]}])
     with pytest.raises(ConfigError, match="nothing to agree with"):
