@@ -24,7 +24,7 @@ from torch import Tensor
 from ..data.errors import MedloomError
 from .bad_steps import BadSteps, Part, record_of
 from .config import TrainerConfig
-from .preempt import agree
+from .ranks import largest
 
 if TYPE_CHECKING:
     from .module import PretrainModule
@@ -107,7 +107,7 @@ class Guard:
     def _verdict(self, module: PretrainModule, norm: Tensor) -> tuple[str, str, dict[str, Any]] | None:
         worst = torch.stack([part.loss.float().reshape(()) for part in self._parts]).abs().max()
         values = torch.stack([worst, norm.float()]).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        loss, norm_ = agree(values.tolist(), module.device)
+        loss, norm_ = largest(values)
         facts: dict[str, Any] = {"norm": norm_}
         if loss == torch.inf or (norm_ == torch.inf and not self.float16):
             return self.config.on_nonfinite, "nonfinite", facts
@@ -157,7 +157,7 @@ class Guard:
         rows = [torch.stack([number.float().reshape(()) for number in row]) for row in numbers]
         finite = torch.stack([row.isfinite().all() for row in rows]).tolist()
         first = next((step for (step, *_), good in zip(pending, finite, strict=True) if not good), None)
-        (found,) = agree([-torch.inf if first is None else -float(first)], module.device)
+        (found,) = largest([-torch.inf if first is None else -float(first)])
         if found == -torch.inf:
             return
         step, parts, norm = next(entry for entry in pending if entry[0] == int(-found))

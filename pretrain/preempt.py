@@ -66,18 +66,6 @@ class StopSignal:
             os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again: at once\n")
 
 
-def agree(values: list[float], device: Any) -> list[float]:
-    """Largest of each value over the ranks; the same list on all of them. One process: `values`."""
-    import torch
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return values
-    packed = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(packed, op=dist.ReduceOp.MAX)
-    return packed.tolist()
-
-
 def steps_between_checks(step_seconds: float, grace_seconds: float, *, most: int = 50) -> int:
     """Steps until the ranks talk again: at most a quarter of the grace period, between 1 and `most`."""
     if step_seconds <= 0:

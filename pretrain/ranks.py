@@ -11,6 +11,7 @@ In a single process every function returns its argument.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,12 +58,18 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
+def largest(values: Sequence[float] | Tensor) -> list[float]:
+    """Largest of each value over the ranks, the same list on all of them; every rank must call it."""
+    packed = values.clone() if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+    if world() > 1:
+        packed = packed.to("cuda" if "nccl" in dist.get_backend() else "cpu")
+        dist.all_reduce(packed, op=dist.ReduceOp.MAX)
+    return packed.tolist()
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank when `flag` is true on one of them; every rank must call it."""
-    if world() == 1:
-        return flag
-    device = "cuda" if "nccl" in dist.get_backend() else "cpu"
-    return bool(total(torch.tensor(float(flag), device=device)))
+    return bool(largest([float(flag)])[0])
 
 
 class _Gather(torch.autograd.Function):

@@ -24,7 +24,8 @@ from ..data.atomic import sweep
 from ..data.errors import CheckpointError
 from .checkpoint import Stored, store
 from .config import TrainerConfig
-from .preempt import StopSignal, agree, steps_between_checks
+from .preempt import StopSignal, steps_between_checks
+from .ranks import any_rank, largest
 from .scale import split
 
 log = logging.getLogger(__name__)
@@ -96,8 +97,7 @@ class Checkpointing(pl.Callback):
         self.saved_step = self._checked_step = trainer.global_step
         self._next_check = trainer.global_step + 1
         self._saved_at = self._checked_at = time.monotonic()
-        (stopped,) = agree([float(self.signal.received is not None)], trainer.strategy.root_device)
-        if stopped and trainer.global_step < self.total_steps:
+        if any_rank(self.signal.received is not None) and trainer.global_step < self.total_steps:
             self._stop(trainer, f"nothing was trained since step {trainer.global_step}")
 
     def on_train_batch_end(
@@ -177,7 +177,7 @@ class Checkpointing(pl.Callback):
         """Wait on all ranks for a save that must not fail."""
         writing, self._writing = self._writing, None
         error = None if writing is None else writing.exception()
-        (failed,) = agree([float(error is not None)], trainer.strategy.root_device)
+        failed = any_rank(error is not None)
         if error is not None:
             raise error
         if failed:
@@ -202,7 +202,7 @@ class Checkpointing(pl.Callback):
             now - self._saved_at > 60 * self.config.checkpoint_every_minutes,
             seconds,
         ]
-        stop, due, slowest = agree([float(wish) for wish in wishes], trainer.strategy.root_device)
+        stop, due, slowest = largest([float(wish) for wish in wishes])
         self._checked_step, self._checked_at = step, now
         self._next_check = step + steps_between_checks(slowest, self.config.grace_seconds)
         return bool(stop), bool(due)

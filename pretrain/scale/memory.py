@@ -29,7 +29,7 @@ from ...data.config import to_dict
 from ...data.errors import ConfigError
 from ..cluster.detect import Launch
 from ..config import PretrainConfig, per_rank_batch
-from ..preempt import agree
+from ..ranks import largest
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def settle_accumulate(config: PretrainConfig, launch: Launch, trainer: pl.Traine
         strategy: Any = trainer.strategy
         start = getattr(strategy, "setup_distributed", None) or strategy._setup_distributed
         start()  # what `fit` would do first; doing it again does nothing
-        chosen = int(agree([float(chosen)], strategy.root_device)[0])
+        chosen = int(largest([float(chosen)])[0])
     config.trainer.accumulate = trainer.accumulate_grad_batches = chosen
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from ...data.atomic import TEMPORARY, write_json
 from ...data.errors import CheckpointError
 from .. import checkpoint as files
-from ..preempt import agree
+from ..ranks import any_rank
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,7 @@ def _together(trainer: pl.Trainer, work: Callable[[], Any]) -> None:
         work()
     except OSError as found:
         error = found
-    (failed,) = agree([float(error is not None)], trainer.strategy.root_device)
-    if failed:
+    if any_rank(error is not None):
         why = error if error is not None else "see the message of another rank"
         raise CheckpointError(
             f"{FOLDER}: a checkpoint cannot be written ({why}): free space, then resume=true"
