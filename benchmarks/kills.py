@@ -284,7 +284,7 @@ def same(one: Any, other: Any) -> bool:
 
 def step_of(run: Path) -> int:
     """The step from which the run would go on."""
-    from medloom.pretrain.checkpoint import newest
+    from medloom.pretrain.fault_tolerance.checkpoint import newest
     from medloom.pretrain.run import step_of as of
 
     return of(newest(run)) if run.is_dir() else 0

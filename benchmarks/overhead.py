@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of a step without what watches it, and of each part when it happens."""
     import torch
     from medloom.data.config import structured
-    from medloom.pretrain import saving
     from medloom.pretrain.config import PretrainConfig, complete
+    from medloom.pretrain.fault_tolerance import saving
     from medloom.pretrain.recorder import Recorder
     from medloom.pretrain.run import pretrain
     from medloom.pretrain.tracking import Journal, Tracker

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from medloom.pretrain.checkpoint import store
 from medloom.pretrain.encoders import build_encoder
-from medloom.pretrain.saving import _on_host
+from medloom.pretrain.fault_tolerance.checkpoint import store
+from medloom.pretrain.fault_tolerance.saving import _on_host
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ from ..data.config import read_yaml, to_dict, to_yaml
 from ..data.errors import CheckpointError, ConfigError, MedloomError
 from ..pretrain.contract import strangers
 from ..pretrain.encoders import Encoder, build_encoder
+from ..pretrain.fault_tolerance.preempt import StopSignal
 from ..pretrain.folder import environment
-from ..pretrain.preempt import StopSignal
 from ..pretrain.transfer import Report
 from ..pretrain.weights import load_encoder
 from .config import FinetuneConfig

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ..data.config import read_yaml
-from .checkpoint import newest
 from .encoders.base import Encoder
+from .fault_tolerance.checkpoint import newest
 from .objectives.base import Objective
 
 PREFIX = "objective."

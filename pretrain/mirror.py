@@ -16,8 +16,8 @@ from typing import Any
 from ..data.config import to_dict
 from ..data.stream.stream import Stream
 from .config import PretrainConfig
+from .fault_tolerance.guard import BadStep
 from .folder import ENVIRONMENT
-from .guard import BadStep
 from .tracking import Tracker, lineage
 from .weights import RECORD, WEIGHTS
 

@@ -7,7 +7,7 @@ early, because the loader of a resumed run holds the remaining steps only.
 
 Losses are kept on the device until a row is written or a checkpoint is due, so that no step waits for the
 GPU; a loss that is not finite is therefore found up to `log_every` steps later, before anything is saved,
-with its own step and sample keys (guard.py, which also says what else a run can do about it).
+with its own step and sample keys (fault_tolerance, which also says what else a run can do about it).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ..data.stream.steps import StepPlan
 from . import ranks
 from .config import PretrainConfig
 from .encoders import Encoder
+from .fault_tolerance.guard import Guard
 from .gradients import GradientNorms
-from .guard import Guard
 from .norms import count_all_ranks
 from .objectives import Batch, Objective
 from .optim import optimiser, param_groups, scaled_lr

@@ -27,16 +27,18 @@ from ..data.loader.batches import collate
 from ..data.shards.manifest import Manifest
 from ..data.stream.steps import StepPlan
 from ..data.stream.stream import Stream
-from . import preempt, ranks
-from .bad_steps import BadSteps
+from . import ranks
 from .cluster.detect import Launch, detect, is_main_process, precision
 from .cluster.peers import give_up_after, watched
 from .config import PretrainConfig, complete, per_rank_batch
 from .continued import continue_objective
 from .contract import input_contract
 from .encoders import Encoder, build_encoder
+from .fault_tolerance import preempt
+from .fault_tolerance.bad_steps import BadSteps
+from .fault_tolerance.guard import Guard, Rollback
+from .fault_tolerance.saving import Checkpointing
 from .folder import RunFolder
-from .guard import Guard, Rollback
 from .mirror import Mirror
 from .module import PretrainModule
 from .monitor.heartbeat import Heartbeat
@@ -44,7 +46,6 @@ from .objectives import OBJECTIVES, Objective
 from .panels import draw_panels, varied
 from .probes import Probe, cadence, on_device
 from .recorder import Recorder
-from .saving import Checkpointing
 from .scale.memory import settle_accumulate
 from .scale.profile import Profiling
 from .scale.sharding import gathered
@@ -308,7 +309,7 @@ def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
     )  # fmt: skip
     give_up_after(trainer.timeout_minutes, built)
     settle_accumulate(config, launch, built)
-    # Lightning's handler of SIGTERM talks to the other ranks inside the handler; see preempt.py for ours.
+    # Lightning's handler of SIGTERM talks to the other ranks inside the handler; see fault_tolerance for ours.
     built._signal_connector.register_signal_handlers = lambda: None
     return built
 

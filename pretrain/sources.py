@@ -113,7 +113,7 @@ def _from_safetensors(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor
 
 def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """The encoder inside a training checkpoint, which carries its `encoder` section."""
-    from .checkpoint import fault
+    from .fault_tolerance.checkpoint import fault
 
     reason = fault(path)
     if reason is not None:

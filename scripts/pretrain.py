@@ -10,7 +10,7 @@ from ..data.errors import ConfigError
 from .console import STOPPED
 
 if TYPE_CHECKING:
-    from ..pretrain.preempt import StopSignal
+    from ..pretrain.fault_tolerance.preempt import StopSignal
 
 EXAMPLE = """example:
   medloom pretrain tiny-mae-2d data.shards=shards/realdata out=runs/mae-2d
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Pretrain, or repeat a bad step."""
-    from ..pretrain.preempt import StopSignal
+    from ..pretrain.fault_tolerance.preempt import StopSignal
 
     if arguments.replay is not None:
         from .replay import replay_step

@@ -7,10 +7,10 @@ from pathlib import Path
 
 def replay_step(path: Path, overrides: list[str]) -> int:
     """Print what the step does here; 1 when it is bad again, 0 when it is not."""
-    from ..pretrain.bad_steps import read_record
     from ..pretrain.config import load_config
+    from ..pretrain.fault_tolerance.bad_steps import read_record
+    from ..pretrain.fault_tolerance.replay import replay
     from ..pretrain.folder import CONFIG
-    from ..pretrain.replay import replay
     from .console import print_table, say
 
     record, folder = read_record(path), path.resolve().parent.parent

@@ -2,7 +2,7 @@
 
 The same command runs everywhere: under torchrun and srun the number of processes is what the launcher
 started, and `trainer.devices` only speaks for a plain start. Lightning's own requeue and signal handling
-are switched off, because on SIGTERM they lose the work since the last checkpoint (see preempt.py).
+are switched off, because on SIGTERM they lose the work since the last checkpoint (see fault_tolerance).
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from typing import Any
 
 from ...data.config import read_yaml
 from ...data.errors import ConfigError
-from ..checkpoint import LAST, history
 from ..diagnose import Run
+from ..fault_tolerance.checkpoint import LAST, history
 from ..folder import CONFIG
 from ..tracking import METRICS
 from .beat import ALIVE, BEAT, LOST, RUNNING, Beat, read_beat

@@ -10,9 +10,9 @@ from statistics import median
 
 from ...data.errors import ConfigError
 from ..alarms import number
-from ..checkpoint import history
 from ..config import PretrainConfig, load_config
 from ..diagnose import Run
+from ..fault_tolerance.checkpoint import history
 from ..folder import CONFIG, ENVIRONMENT
 from ..monitor.beat import read_beat
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ...data.atomic import TEMPORARY, write_json
 from ...data.errors import CheckpointError
-from .. import checkpoint as files
+from ..fault_tolerance import checkpoint as files
 from ..ranks import any_rank
 
 log = logging.getLogger(__name__)

@@ -20,10 +20,10 @@ import torch
 from ...data.config import structured
 from ...data.loader.batches import collate
 from ...data.stream.stream import Stream
-from ..bad_steps import BadSteps
 from ..cluster.detect import precision
 from ..config import PretrainConfig, complete
-from ..guard import Guard
+from ..fault_tolerance.bad_steps import BadSteps
+from ..fault_tolerance.guard import Guard
 from ..module import PretrainModule
 from ..probes import on_device
 from ..run import build

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from medloom.pretrain.checkpoint import LAST
+from medloom.pretrain.fault_tolerance.checkpoint import LAST
 from medloom.pretrain.tracking import METRICS, read_rows
 
 from tests.cluster.hosts import Hosts, missing, torchrun

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from medloom.data.errors import CheckpointError
-from medloom.pretrain.checkpoint import LAST, PREVIOUS, fault, newest
-from medloom.pretrain.preempt import StopSignal, requeue, steps_between_checks
+from medloom.pretrain.fault_tolerance.checkpoint import LAST, PREVIOUS, fault, newest
+from medloom.pretrain.fault_tolerance.preempt import StopSignal, requeue, steps_between_checks
 
 
 def write(path: Path, value: float) -> Path:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from medloom.data.config import structured
 from medloom.data.errors import ConfigError
-from medloom.pretrain.bad_steps import read_record
-from medloom.pretrain.checkpoint import LAST
 from medloom.pretrain.config import PretrainConfig, complete
-from medloom.pretrain.guard import BadStep, GradientSpike, NonFiniteLoss
+from medloom.pretrain.fault_tolerance.bad_steps import read_record
+from medloom.pretrain.fault_tolerance.checkpoint import LAST
+from medloom.pretrain.fault_tolerance.guard import BadStep, GradientSpike, NonFiniteLoss
+from medloom.pretrain.fault_tolerance.replay import replay
 from medloom.pretrain.objectives.mae import MAE
-from medloom.pretrain.replay import replay
 from medloom.pretrain.run import pretrain
 from medloom.pretrain.tracking import METRICS, read_rows
 from medloom.scripts.cli import main

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 from medloom.data.config import to_yaml
-from medloom.pretrain.bad_steps import read_record
-from medloom.pretrain.checkpoint import LAST
 from medloom.pretrain.config import load_config
-from medloom.pretrain.replay import replay
+from medloom.pretrain.fault_tolerance.bad_steps import read_record
+from medloom.pretrain.fault_tolerance.checkpoint import LAST
+from medloom.pretrain.fault_tolerance.replay import replay
 from medloom.pretrain.tracking import METRICS, read_rows
 
 PROGRAM = """

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from medloom.data.errors import ConfigError, ShardError
-from medloom.pretrain import preempt
+from medloom.pretrain.fault_tolerance import preempt
 from medloom.pretrain.monitor.beat import BEAT, Beat, read_beat, write_beat
 from medloom.pretrain.monitor.heartbeat import Heartbeat, without_paths
 from medloom.pretrain.run import pretrain

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 from medloom.data.errors import CheckpointError, ConfigError, ShardError
-from medloom.pretrain.checkpoint import LAST, PREVIOUS
-from medloom.pretrain.guard import NonFiniteLoss
+from medloom.pretrain.fault_tolerance.checkpoint import LAST, PREVIOUS
+from medloom.pretrain.fault_tolerance.guard import NonFiniteLoss
 from medloom.pretrain.objectives.mae import MAE
 from medloom.pretrain.run import pretrain
 from medloom.pretrain.tracking import METRICS, read_rows

@@ -17,12 +17,21 @@ from typing import Any
 import pytest
 import torch
 from medloom.data.errors import CheckpointError, ConfigError
-from medloom.pretrain import checkpoint, saving
-from medloom.pretrain.checkpoint import LAST, PREVIOUS, WRITTEN, fault, history, kept, newest, store
 from medloom.pretrain.config import TrainerConfig
-from medloom.pretrain.preempt import StopSignal
+from medloom.pretrain.fault_tolerance import checkpoint, saving
+from medloom.pretrain.fault_tolerance.checkpoint import (
+    LAST,
+    PREVIOUS,
+    WRITTEN,
+    fault,
+    history,
+    kept,
+    newest,
+    store,
+)
+from medloom.pretrain.fault_tolerance.preempt import StopSignal
+from medloom.pretrain.fault_tolerance.saving import end_time, snapshot
 from medloom.pretrain.run import pretrain
-from medloom.pretrain.saving import end_time, snapshot
 from medloom.pretrain.tracking import METRICS, read_rows
 
 Make = Callable[..., Any]

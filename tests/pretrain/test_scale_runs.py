@@ -16,7 +16,7 @@ import pytest
 import torch
 from medloom.data.config import to_dict, to_yaml
 from medloom.data.errors import ConfigError
-from medloom.pretrain.checkpoint import LAST
+from medloom.pretrain.fault_tolerance.checkpoint import LAST
 from medloom.pretrain.tracking import METRICS, read_rows
 from safetensors.torch import load_file
 

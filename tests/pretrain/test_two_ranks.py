@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from medloom.data.config import to_yaml
-from medloom.pretrain.checkpoint import LAST
+from medloom.pretrain.fault_tolerance.checkpoint import LAST
 from medloom.pretrain.tracking import METRICS, read_rows
 
 PROGRAM = """

@@ -20,21 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.config import polymorphic
-from ..data.draws import stream_key
-from ..data.errors import CheckpointError, ConfigError
-from ..data.loader.batches import collate
-from ..data.stream.stream import Stream
+from ...data.config import polymorphic
+from ...data.draws import stream_key
+from ...data.errors import CheckpointError, ConfigError
+from ...data.loader.batches import collate
+from ...data.stream.stream import Stream
+from ..cluster.detect import precision
+from ..config import PretrainConfig
+from ..encoders import build_encoder
+from ..gradients import GradientNorms
+from ..module import PretrainModule
+from ..objectives import OBJECTIVES
+from ..probes import on_device
 from .bad_steps import BadSteps, Record
 from .checkpoint import newest
-from .cluster.detect import precision
-from .config import PretrainConfig
-from .encoders import build_encoder
-from .gradients import GradientNorms
 from .guard import Guard
-from .module import PretrainModule
-from .objectives import OBJECTIVES
-from .probes import on_device
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ import pytorch_lightning as pl
 import torch.distributed as dist
 from torch import Tensor
 
-from ..data.atomic import replacing, write_json
-from ..data.errors import ConfigError
-from . import ranks
+from ...data.atomic import replacing, write_json
+from ...data.errors import ConfigError
+from .. import ranks
 from .checkpoint import write
 
 log = logging.getLogger(__name__)

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..data.atomic import replacing, write_json
-from ..data.errors import CheckpointError
+from ...data.atomic import replacing, write_json
+from ...data.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.errors import MedloomError
+from ...data.errors import MedloomError
+from ..config import TrainerConfig
+from ..ranks import largest
 from .bad_steps import BadSteps, Part, record_of
-from .config import TrainerConfig
-from .ranks import largest
 
 if TYPE_CHECKING:
-    from .module import PretrainModule
+    from ..module import PretrainModule
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ..data.atomic import sweep
-from ..data.errors import CheckpointError
+from ...data.atomic import sweep
+from ...data.errors import CheckpointError
+from ..config import TrainerConfig
+from ..ranks import any_rank, largest
+from ..scale import split
 from .checkpoint import Stored, store
-from .config import TrainerConfig
 from .preempt import StopSignal, steps_between_checks
-from .ranks import any_rank, largest
-from .scale import split
 
 log = logging.getLogger(__name__)
 

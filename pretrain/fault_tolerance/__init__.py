@@ -1,0 +1,1 @@
+"""A run that lives on: checkpoints, preemption, steps that went wrong, and their replay."""
