@@ -309,7 +309,7 @@ def make_trainer(config: PretrainConfig, launch: Launch) -> pl.Trainer:
     )  # fmt: skip
     give_up_after(trainer.timeout_minutes, built)
     settle_accumulate(config, launch, built)
-    # Lightning's handler of SIGTERM talks to the other ranks inside the handler; see fault_tolerance for ours.
+    # Lightning's handler of SIGTERM talks to the other ranks inside the handler; ours is in fault_tolerance.
     built._signal_connector.register_signal_handlers = lambda: None
     return built
 
@@ -345,7 +345,8 @@ def provenance(
         "init_from": None if config.init_from is None else Path(config.init_from).name,
     }
     if ancestor is not None:  # what the initial weights were trained on counts as seen, too
-        training["ancestor"] = {key: ancestor.get(key) for key in ("sha256", "training", "held_out")}
+        kept = ("sha256", "licence", "training", "held_out")
+        training["ancestor"] = {key: ancestor.get(key) for key in kept}
     return {
         "input": input_contract(config.data, largest(config, objective), data.shards, data.sources),
         "training": training,

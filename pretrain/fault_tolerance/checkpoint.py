@@ -33,6 +33,8 @@ LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 STEPS = "step-*.ckpt"
 WRITTEN = "checkpoints.json"
+SPLIT = "split"  # folder of the checkpoints in parts (scale/split.py)
+SUMS = "sums.json"  # of such a checkpoint: the SHA-256 of its files
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # what link(2) says where there are none
 _BLOCK = 1 << 22  # bytes read at a time
 
@@ -177,6 +179,13 @@ def kept(folder: Path) -> dict[int, Path]:
     """step -> file of the copies that `trainer.keep_every_steps` and `keep_last` made, the newest first."""
     steps = {int(path.stem.partition("-")[2]): path for path in folder.glob(STEPS)}
     return dict(sorted(steps.items(), reverse=True))
+
+
+def in_parts(folder: Path) -> dict[int, Path]:
+    """step -> folder of the checkpoints in parts (`trainer.checkpoint_split`), the newest first."""
+    found = {int(path.name.partition("-")[2]): path for path in (folder / SPLIT).glob("step-*")
+             if path.is_dir()}  # fmt: skip
+    return dict(sorted(found.items(), reverse=True))
 
 
 def _candidates(folder: Path) -> Iterator[Path]:

@@ -82,6 +82,7 @@ class Checkpointing(pl.Callback):
         self.signal = signal
         self.preempted = False
         self.saved_step = -1  # of the last snapshot
+        self._why: str | None = None  # why this rank wants to stop
         self._end = end_time(config)
         self._longest = 0.0  # seconds of a save, from the end of the step to the new name
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -97,7 +98,8 @@ class Checkpointing(pl.Callback):
         self.saved_step = self._checked_step = trainer.global_step
         self._next_check = trainer.global_step + 1
         self._saved_at = self._checked_at = time.monotonic()
-        if any_rank(self.signal.received is not None) and trainer.global_step < self.total_steps:
+        self._why = self._reason(None)
+        if any_rank(self._why is not None) and trainer.global_step < self.total_steps:
             self._stop(trainer, f"nothing was trained since step {trainer.global_step}")
 
     def on_train_batch_end(
@@ -139,7 +141,7 @@ class Checkpointing(pl.Callback):
         if error is None:
             self._longest = max(self._longest, writing.result().seconds)
         elif isinstance(error, CheckpointError):
-            log.warning("%s; the run goes on and tries again when the next checkpoint is due", error)
+            _goes_on(error)
         else:
             raise error
 
@@ -151,12 +153,17 @@ class Checkpointing(pl.Callback):
         """Write the state of this step, in the thread unless it must be there before anything else happens.
 
         Raises:
-            CheckpointError: it must, and rank 0 cannot write.
+            CheckpointError: it must, and a rank cannot write.
         """
         begin = time.monotonic()
         self.settle()
         if self.config.checkpoint_split and self.config.strategy == "fsdp2" and step < self.total_steps:
-            split.save(trainer, self.folder, step)
+            try:
+                split.save(trainer, self.folder, step)
+            except CheckpointError as error:  # on all ranks
+                if must:
+                    raise
+                _goes_on(error)
             self.saved_step, self._saved_at = step, time.monotonic()
             self._longest = max(self._longest, self._saved_at - begin)
             return
@@ -184,9 +191,7 @@ class Checkpointing(pl.Callback):
             raise CheckpointError("rank 0 cannot write the checkpoint: see its message, then resume=true")
 
     def _stop(self, trainer: pl.Trainer, state: str) -> None:
-        why = self.signal.received.name if self.signal.received else None
-        if why is None:
-            why = "the time limit" if self._ends_within(self._reserve(0)) else "a signal on another rank"
+        why = self._why or "a signal on another rank"
         log.warning("%s: %s, stopping; continue with resume=true", why, state)
         self.preempted = True
         trainer.should_stop = True
@@ -197,8 +202,9 @@ class Checkpointing(pl.Callback):
             return False, False
         now = time.monotonic()
         seconds = (now - self._checked_at) / max(1, step - self._checked_step)
+        self._why = self._reason(seconds)
         wishes = [
-            self.signal.received is not None or self._ends_within(self._reserve(seconds)),
+            self._why is not None,
             now - self._saved_at > 60 * self.config.checkpoint_every_minutes,
             seconds,
         ]
@@ -206,6 +212,14 @@ class Checkpointing(pl.Callback):
         self._checked_step, self._checked_at = step, now
         self._next_check = step + steps_between_checks(slowest, self.config.grace_seconds)
         return bool(stop), bool(due)
+
+    def _reason(self, step_seconds: float | None) -> str | None:
+        """Why this rank wants to stop now; without `step_seconds`, the clock is not asked."""
+        if self.signal.received is not None:
+            return self.signal.received.name
+        if step_seconds is not None and self._ends_within(self._reserve(step_seconds)):
+            return "the time limit"
+        return None
 
     def _reserve(self, step_seconds: float) -> float:
         """Seconds before the end at which to stop: until the next check, two saves, and the grace period.
@@ -218,6 +232,10 @@ class Checkpointing(pl.Callback):
 
     def _ends_within(self, seconds: float) -> bool:
         return self._end is not None and time.time() > self._end - seconds
+
+
+def _goes_on(error: CheckpointError) -> None:
+    log.warning("%s; the run goes on and tries again when the next checkpoint is due", error)
 
 
 def end_time(config: TrainerConfig, environ: Mapping[str, str] | None = None) -> float | None:

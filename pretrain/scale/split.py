@@ -32,9 +32,7 @@ from ..ranks import any_rank
 
 log = logging.getLogger(__name__)
 
-FOLDER = "split"
 REST = "rest.ckpt"
-SUMS = "sums.json"
 KEPT = 2  # folders
 
 
@@ -44,56 +42,68 @@ def save(trainer: pl.Trainer, folder: Path, step: int) -> Path:
     Raises:
         CheckpointError: on all ranks, when one of them cannot write; the ones before are still there.
     """
-    final = folder / FOLDER / f"step-{step}"
+    final = folder / files.SPLIT / f"step-{step}"
     temporary = final.with_name(f"{TEMPORARY}{final.name}")
     strategy: Any = trainer.strategy
     first = trainer.is_global_zero
-    _together(trainer, lambda: _fresh(temporary) if first else None)
+    _together(lambda: _fresh(temporary) if first else None)
     strategy.whole = False
     try:
         state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     finally:
         strategy.whole = True
     tensors, rest = _apart(state)
-    sums: list[Any] = [None] * trainer.world_size
+    mine: dict[str, str] = {}  # SHA-256 of the files that this rank has written
 
     def write() -> None:
         dcp.save(tensors, checkpoint_id=temporary, no_dist=trainer.world_size == 1)
-        mine = [path for path in temporary.iterdir() if path.name.startswith(f"__{trainer.global_rank}_")]
+        written = list(temporary.glob(f"__{trainer.global_rank}_*"))
         if first:
             files.write(rest, temporary / REST)
-            mine += [temporary / ".metadata", temporary / REST]
-        dist.all_gather_object(sums, {path.name: files.digest(path) for path in mine})
+            written += [temporary / ".metadata", temporary / REST]
+        mine.update({path.name: files.digest(path) for path in written})
 
-    _together(trainer, write)
-    _together(trainer, lambda: _finish(temporary, final, sums) if first else None)
+    _together(write)
+    sums: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(sums, mine)
+    _together(lambda: _finish(temporary, final, sums) if first else None)
     return final
 
 
 def _fresh(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    for unfinished in folder.parent.glob(f"{TEMPORARY}*"):  # of processes that were killed, at any step
+        shutil.rmtree(unfinished, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
 def _finish(temporary: Path, final: Path, sums: list[dict[str, str]]) -> None:
-    write_json(temporary / SUMS, {name: value for each in sums for name, value in each.items()})
+    write_json(temporary / files.SUMS, {name: value for each in sums for name, value in each.items()})
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    for old in _folders(final.parent.parent)[KEPT:]:
+    for old in list(files.in_parts(final.parent.parent).values())[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _together(trainer: pl.Trainer, work: Callable[[], Any]) -> None:
-    """Do it on every rank; where one cannot write, all of them raise CheckpointError."""
+def _together(work: Callable[[], Any]) -> None:
+    """Do it on every rank; where one cannot write, all of them raise CheckpointError.
+
+    No collective call inside `work` but those of torch.distributed.checkpoint, which ends on all ranks with
+    the errors of each: a rank that cannot write would leave the others waiting in it.
+    """
     error: OSError | None = None
     try:
         work()
     except OSError as found:
         error = found
+    except dcp.CheckpointException as found:  # no Exception, and what happened is inside
+        causes = [cause for cause, _ in found.failures.values()]
+        error = next((cause for cause in causes if isinstance(cause, OSError)), None)
+        if error is None:
+            raise
     if any_rank(error is not None):
         why = error if error is not None else "see the message of another rank"
         raise CheckpointError(
-            f"{FOLDER}: a checkpoint cannot be written ({why}): free space, then resume=true"
+            f"{files.SPLIT}: a checkpoint cannot be written ({why}): free space, then resume=true"
         ) from error
 
 
@@ -103,10 +113,14 @@ def newest(folder: Path) -> Path | None:
     Raises:
         CheckpointError: there are checkpoints, but none is complete.
     """
-    for path in _folders(folder):
+    for path in files.in_parts(folder).values():
         reason = fault(path)
         if reason is None:
-            whole = files.newest(folder) if (folder / files.LAST).exists() else None
+            try:
+                whole = files.newest(folder) if (folder / files.LAST).exists() else None
+            except CheckpointError as error:
+                log.warning("%s; %s is complete", error, path)
+                whole = None
             return path if whole is None or step_of(whole) < step_of(path) else whole
         log.warning("%s: %s; trying the one before", path, reason)
     return files.newest(folder)
@@ -123,7 +137,7 @@ def step_of(path: Path | None) -> int:
 def fault(path: Path) -> str | None:
     """Why `path` is no complete checkpoint in parts; None when it is one. Reads all of it."""
     try:
-        sums: dict[str, str] = orjson.loads((path / SUMS).read_bytes())
+        sums: dict[str, str] = orjson.loads((path / files.SUMS).read_bytes())
         wrong = [name for name, value in sums.items() if files.digest(path / name) != value]
     except (OSError, orjson.JSONDecodeError) as error:
         return f"not readable ({error})"
@@ -187,12 +201,6 @@ def _apart(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
             else:
                 others.setdefault(number, {})[name] = x
     return tensors, {**state, "state_dict": {}, "optimizer_states": [{**optimiser, "state": others}]}
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Checkpoints in parts, the newest first."""
-    found = [path for path in (folder / FOLDER).glob("step-*") if path.is_dir()]
-    return sorted(found, key=lambda path: -int(path.name.partition("-")[2]))
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -250,8 +250,9 @@ def test_a_run_killed_between_its_last_step_and_its_encoder_is_completed(
 
 
 def test_a_time_limit_stops_early_enough_and_is_continued(
-    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_of: Rows
-) -> None:
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_of: Rows,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     options = ("trainer.grace_seconds=1",)
     whole = pretrain(tiny_config(tmp_path / "whole", *options))
     monkeypatch.setenv(saving.END_TIME, str(int(time.time()) + 3600))
@@ -263,6 +264,7 @@ def test_a_time_limit_stops_early_enough_and_is_continued(
 
     pretrain(tiny_config(out, *options), progress=at(5, late))
     monkeypatch.undo()
+    assert "the time limit: checkpoint of step 5 is written" in caplog.text
     assert torch.load(out / LAST, weights_only=True)["medloom"]["step"] == 5
     assert rows_of(pretrain(tiny_config(out, *options, "resume=true"))) == rows_of(whole)
 
