@@ -6,13 +6,13 @@ answers one would forbid it. The publisher may know more (a permission, a ruling
 states a reason, which encoder.json and the card repeat. Facts for planning, not legal advice.
 
 Each source has the licence that the collection states; where the catalogue knows the dataset, the stricter of
-the two counts.
+the two counts. Weights that it was made from count like a source where their own licence is on record.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ...data.catalog.licences import Terms, strictest, terms
@@ -20,15 +20,39 @@ from ...data.catalog.licences import Terms, strictest, terms
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One dataset that the weights, or those they started from, have seen."""
+    """One dataset that the weights, or those they started from, have seen; or the licence of the latter."""
 
     dataset: str
     images: int
-    licence: str  # as the collection states it
+    licences: tuple[str, ...]  # as the collections state them
     catalogued: str  # as the catalogue has it; empty: it does not know the dataset
-    restricts: str  # both together, in words
-    forbids: str  # why weights may not be shared; empty: nothing that is known
+    terms: Terms  # all of these together
     elsewhere: tuple[str, ...] = ()  # the same cases under stricter terms, a sentence each
+
+    @property
+    def licence(self) -> str:
+        """What the collections state."""
+        return ", ".join(self.licences)
+
+    @property
+    def forbids(self) -> str:
+        """Why weights may not be shared; empty: nothing that is known."""
+        found = self.terms
+        if found.commercial is False:
+            return "non-commercial"
+        if found.derivatives is False:
+            return "no derivatives"
+        if found.commercial is None or found.derivatives is None:
+            return "its terms are not known" + (" (an agreement)" if found.agreement else "")
+        return ""
+
+    def said(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "dataset": self.dataset, "images": self.images, "licence": self.licence,
+            "catalogued": self.catalogued, "restricts": self.terms.words, "forbids": self.forbids,
+            "elsewhere": list(self.elsewhere),
+        }  # fmt: skip
 
 
 def parts(record: Mapping[str, Any]) -> list[Part]:
@@ -40,12 +64,15 @@ def parts(record: Mapping[str, Any]) -> list[Part]:
     found: dict[str, Part] = {}
     for source in _sources(record):
         name, licence = str(source.get("dataset")), str(source.get("licence") or "")
-        row = next((catalog[known] for known in [name] if known in catalog), None)
-        said = _terms(licence)
-        whole = said if row is None or not row.licence else strictest([said, _terms(row.licence)])
-        images = int(source.get("count") or 0) + (found[name].images if name in found else 0)
+        row = catalog[name] if name in catalog else None
+        every = [_terms(licence), *([_terms(row.licence)] if row is not None and row.licence else [])]
+        images, stated = int(source.get("count") or 0), (licence or "unknown",)
+        if name in found:
+            images += found[name].images
+            stated = tuple(dict.fromkeys((*found[name].licences, *stated)))
+            every.append(found[name].terms)
         found[name] = Part(
-            name, images, licence or "unknown", row.licence if row else "", whole.words, _forbids(whole),
+            name, images, stated, row.licence if row else "", strictest(every),
             tuple(origins(catalog, [row])) if row else (),
         )  # fmt: skip
     return [found[name] for name in sorted(found)]
@@ -60,46 +87,41 @@ def judged(record: Mapping[str, Any], override: str | None = None) -> dict[str, 
     """
     every = parts(record)
     forbids = [f"{part.dataset} ({part.licence}): {part.forbids}" for part in every if part.forbids]
-    forbids += _unrecorded(record)
-    each = [_terms(part.licence) for part in every]
+    forbids += _unrecorded(record, "encoder.json", "it")
     return {
-        "parts": [asdict(part) | {"elsewhere": list(part.elsewhere)} for part in every],
-        "together": strictest(each).words if each else "unknown",
-        "credit": [part.dataset for part, one in zip(every, each, strict=True) if one.attribution],
-        "share_alike": [part.dataset for part, one in zip(every, each, strict=True) if one.share_alike],
+        "parts": [part.said() for part in every],
+        "together": strictest(part.terms for part in every).words,
+        "credit": [part.dataset for part in every if part.terms.attribution],
+        "share_alike": [part.dataset for part in every if part.terms.share_alike],
         "forbids": forbids,
         "override": override if forbids else None,
     }
 
 
-def _sources(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _sources(record: Mapping[str, Any], name: str = "") -> Iterator[Mapping[str, Any]]:
+    """The training sources, and what is stated of weights; `name` is that of an ancestor."""
     training = record.get("training") or {}
+    if record.get("licence"):
+        yield {"dataset": f"weights of {name or record.get('source')}", "licence": record["licence"]}
     yield from training.get("sources") or []
     if training.get("ancestor"):
-        yield from _sources(training["ancestor"])
+        yield from _sources(training["ancestor"], str(training.get("init_from") or "what it started from"))
 
 
-def _unrecorded(record: Mapping[str, Any]) -> list[str]:
+def _unrecorded(record: Mapping[str, Any], where: str, what: str) -> list[str]:
     """Why the sources on record are not all: a sentence each."""
     training = record.get("training") or {}
     if not training.get("sources"):
-        return ["encoder.json names no training data, so nothing is known of their licences"]
+        return [f"{where} names no training data, so nothing is known of their licences"]
+    if training.get("complete") is False:
+        return [f"what {what} was trained on is known only in part"]
     ancestor, start = training.get("ancestor"), training.get("init_from")
     if ancestor:
-        return _unrecorded(ancestor)
+        name = str(start or "what it started from")
+        return _unrecorded(ancestor, f"the record of {name}", name)
     return [f"it started from {start}, whose training data and licence are not on record"] if start else []
 
 
 def _terms(licence: str) -> Terms:
     """Terms of what a manifest writes: the licences of several records joined by commas, each counts."""
     return strictest(terms(part) for part in licence.split(",") if part.strip())
-
-
-def _forbids(found: Terms) -> str:
-    if found.commercial is False:
-        return "non-commercial"
-    if found.derivatives is False:
-        return "no derivatives"
-    if found.commercial is None or found.derivatives is None:
-        return "its terms are not known" + (" (an agreement)" if found.agreement else "")
-    return ""
