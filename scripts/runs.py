@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .console import say
     from .watch_frame import show
 
-    found = [describe(folder) for folder in find_runs(arguments.folders)]
+    found = [describe(follower) for follower in find_runs(arguments.folders)]
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0

@@ -35,7 +35,6 @@ class Beat:
     started: float = 0.0  # of this process
     step: int = 0  # optimiser steps done
     stepped: float = 0.0  # when the last of them ended; 0: none in this process
-    saved: int = 0  # step of the last checkpoint that this process wrote; 0: none
     steps: int = 0  # of the whole run
     ranks: int = 1
     error: str = ""  # why it failed, without paths

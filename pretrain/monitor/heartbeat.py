@@ -11,7 +11,6 @@ import logging
 import re
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,8 @@ class Heartbeat(pl.Callback):
             self._write()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The step at which this process begins, and of the checkpoint that it began from."""
-        self.beat.step = self.beat.saved = trainer.global_step
+        """The step at which this process begins."""
+        self.beat.step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -84,10 +83,6 @@ class Heartbeat(pl.Callback):
         if first:
             self._wake.set()
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note which step a checkpoint holds."""
-        self.beat.saved = trainer.global_step
-
     def _beat_on(self) -> None:
         while True:
             self._wake.wait(self.every)
@@ -100,7 +95,7 @@ class Heartbeat(pl.Callback):
         with self._writing:
             self.beat.time = time.time()
             try:
-                write_beat(self.folder, replace(self.beat))
+                write_beat(self.folder, self.beat)
             except OSError as error:
                 if not self._said:
                     log.warning(
@@ -117,4 +112,5 @@ def without_paths(error: BaseException) -> str:
     """
     if not isinstance(error, MedloomError):
         return type(error).__name__
-    return re.sub(r"(?:\w+://|[~/])?[^\s'\":;,()=]*/(?=[^\s/])", "", first_line(error))
+    text = re.sub(r"\w+://[^\s'\";,()/]*", "", first_line(error))  # hosts, where there is no path, too
+    return re.sub(r"[~/]?[^\s'\":;,()=]*/(?=[^\s/])", "", text)

@@ -8,7 +8,6 @@ on whether somebody is there.
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,13 +17,13 @@ from typing import Any
 
 from ...data.config import read_yaml
 from ...data.errors import ConfigError
+from ..artefact import RECORD
 from ..diagnose import Run
-from ..fault_tolerance.checkpoint import LAST, history
+from ..fault_tolerance.checkpoint import LAST, SUMS, history, in_parts
 from ..folder import CONFIG
-from ..tracking import METRICS
+from ..tracking import METRICS, of_last_start, rows_of
 from .beat import ALIVE, BEAT, LOST, RUNNING, Beat, read_beat
 
-ENCODER = "encoder.json"
 RECENT = 20  # rows that say how fast a run is now
 STALLED = 300.0  # seconds without a step, or 20 times the usual step, after which a living run stands still
 STALLED_STEPS = 20
@@ -83,15 +82,23 @@ class Status:
 class Follower:
     """Reads one run folder again and again."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ConfigError where `folder` is no run of `medloom pretrain`."""
+    def __init__(self, folder: Path, config: dict[str, Any] | None = None) -> None:
+        """Read nothing but the configuration.
+
+        Args:
+            config: what `run_config` gave; None: it is read here.
+
+        Raises:
+            ConfigError: `folder` is no run of `medloom pretrain`.
+        """
         self.folder = folder
-        if not is_run(folder):
+        config = config or run_config(folder)
+        if config is None:
             raise ConfigError(
                 f"{folder} is no run of `medloom pretrain`: it has no {CONFIG} with an objective, or neither "
                 f"{METRICS} nor {BEAT}; `medloom runs` lists those below a folder"
             )
-        self._config = read_yaml(folder / CONFIG)
+        self._config = config
         self._rows: list[Row] = []
         self._mark: tuple[int, int] = (0, 0)  # inode and size of metrics.jsonl when it was last read
 
@@ -117,7 +124,7 @@ class Follower:
             step_age=max(0.0, now - beat.stepped) if beat and beat.stepped else None,
             beat_age=max(0.0, now - beat.time) if beat else None,
             alarms=str(self._rows[-1]["alarm"]).split(" | ") if self._rows and "alarm" in self._rows[-1]
-            else [], **_checkpoint(self.folder, beat, now),
+            else [], **_checkpoint(self.folder, now),
         )  # fmt: skip
 
     def _read_rows(self) -> None:
@@ -136,20 +143,21 @@ class Follower:
         self._mark = (found.st_ino, end)
 
 
-def is_run(folder: Path) -> bool:
-    """Whether `medloom pretrain` wrote this folder."""
+def run_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of a run of `medloom pretrain`; None where `folder` is none."""
     if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in (METRICS, BEAT)):
-        return False
+        return None
     try:
-        return {"objective", "encoder", "trainer"} <= set(read_yaml(folder / CONFIG))
+        config = read_yaml(folder / CONFIG)
     except ConfigError:
-        return False
+        return None
+    return config if {"objective", "encoder", "trainer"} <= set(config) else None
 
 
 def state_of(folder: Path, beat: Beat | None, now: float, pace: float | None) -> str:
     """What a beat means now: its own word, or that nobody is there, or that nothing moves."""
     if beat is None:
-        return "finished" if (folder / ENCODER).is_file() else UNKNOWN
+        return "finished" if (folder / RECORD).is_file() else UNKNOWN
     if beat.state not in ALIVE:
         return beat.state
     if now - beat.time > LOST:
@@ -161,12 +169,8 @@ def state_of(folder: Path, beat: Beat | None, now: float, pace: float | None) ->
 
 
 def seconds_a_step(rows: Sequence[Row]) -> float | None:
-    """Of the last rows of this start (a resumed run begins its clock anew); None with fewer than two."""
-    mine = list(rows[-RECENT:])
-    for index in range(len(mine) - 1, 0, -1):
-        if mine[index]["time"] < mine[index - 1]["time"]:
-            mine = mine[index:]
-            break
+    """Of the last rows of the last process; None with fewer than two."""
+    mine = of_last_start(rows[-RECENT:])
     paces = [
         (after["time"] - before["time"]) / (after["step"] - before["step"])
         for before, after in itertools.pairwise(mine)
@@ -199,29 +203,30 @@ def _appended(path: Path, start: int) -> tuple[list[Row], int]:
         file.seek(start)
         text = file.read()
     end = text.rfind(b"\n") + 1
-    rows = []
-    for line in text[:end].splitlines():
+    return rows_of(text[:end].splitlines()), start + end
+
+
+def _checkpoint(folder: Path, now: float) -> dict[str, Any]:
+    """The newest checkpoint, whole or in parts: its age, bytes and step."""
+    known = history(folder)  # none in the folder of an older version
+    step = known[-1].step if known and (folder / LAST).is_file() else None
+    for number, parts in in_parts(folder).items():
+        if number <= (step or 0):
+            break
         try:
-            row = json.loads(line)
-        except ValueError:
+            size = sum(path.stat().st_size for path in parts.iterdir())
+            return _saved(number, size, (parts / SUMS).stat().st_mtime, now)
+        except OSError:  # dropped meanwhile, for a newer one
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows, start + end
-
-
-def _checkpoint(folder: Path, beat: Beat | None, now: float) -> dict[str, Any]:
     try:
         found = (folder / LAST).stat()
     except OSError:
         return {}
-    known = history(folder)  # none in the folder of an older version
-    step = known[-1].step if known else beat.saved if beat else 0
-    return {
-        "saved_age": max(0.0, now - found.st_mtime),
-        "saved_bytes": found.st_size,
-        "saved_step": step or None,
-    }
+    return _saved(step, found.st_size, found.st_mtime, now)
+
+
+def _saved(step: int | None, size: int, written: float, now: float) -> dict[str, Any]:
+    return {"saved_step": step, "saved_bytes": size, "saved_age": max(0.0, now - written)}
 
 
 def _age(path: Path, now: float) -> float:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...data.errors import ConfigError
 from ..alarms import number
-from .status import Follower, Status, best_probe, is_run
+from .status import Follower, best_probe, run_config
 
 
-def find_runs(roots: Sequence[Path]) -> Iterator[Path]:
-    """Run folders at and below `roots`, sorted by path; what lies inside a run is not searched.
+def find_runs(roots: Sequence[Path]) -> Iterator[Follower]:
+    """The runs at and below `roots`, sorted by path; what lies inside a run is not searched.
 
     Raises:
         ConfigError: a root that is no folder.
@@ -23,28 +22,20 @@ def find_runs(roots: Sequence[Path]) -> Iterator[Path]:
         if not root.is_dir():
             raise ConfigError(f"{root} is no folder: name one that holds runs, e.g. `medloom runs runs`")
         for place, folders, _ in os.walk(root, followlinks=False):
-            if is_run(Path(place)):
+            config = run_config(Path(place))
+            if config is not None:
                 folders.clear()
-                yield Path(place)
+                yield Follower(Path(place), config)
             else:
                 folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-def describe(folder: Path, now: float | None = None) -> dict[str, Any]:
-    """One run as plain values, those of the table and more. Seconds, bytes, shares; None: not known.
-
-    Raises:
-        ConfigError: no run folder.
-    """
-    now = time.time() if now is None else now
-    return summary(folder, Follower(folder).look(now))
-
-
-def summary(folder: Path, status: Status) -> dict[str, Any]:
-    """As `describe`, of a status that is there already."""
+def describe(follower: Follower, now: float | None = None) -> dict[str, Any]:
+    """One run as plain values, those of the table and more. Seconds, bytes, shares; None: not known."""
+    status = follower.look(now)
     run, last, probe = status.run, status.last, best_probe(status.run.rows)
     return {
-        "run": str(folder), "state": status.state, "method": run.method,
+        "run": str(follower.folder), "state": status.state, "method": run.method,
         "encoder": str(run.get("encoder.model") or run.get("encoder.size") or run.get("encoder.name") or ""),
         "family": str(run.get("encoder.name") or ""),
         "step": status.step, "steps": status.steps, "seconds_left": status.seconds_left,
@@ -56,7 +47,7 @@ def summary(folder: Path, status: Status) -> dict[str, Any]:
         "best_probe_step": None if probe is None else probe.step,
         "row_age": status.row_age, "beat_age": status.beat_age,
         "checkpoint_step": status.saved_step, "checkpoint_age": status.saved_age,
-        "checkpoint_bytes": status.saved_bytes, "bytes": folder_bytes(folder),
+        "checkpoint_bytes": status.saved_bytes, "bytes": folder_bytes(follower.folder),
         "alarms": status.alarms, "error": status.beat.error if status.beat else "",
     }  # fmt: skip
 

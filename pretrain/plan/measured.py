@@ -15,6 +15,7 @@ from ..diagnose import Run
 from ..fault_tolerance.checkpoint import history
 from ..folder import CONFIG, ENVIRONMENT
 from ..monitor.beat import read_beat
+from ..tracking import of_last_start
 
 SETTLED = 2  # rows at the start of a process that are left out: caches fill, kernels are compiled
 
@@ -29,7 +30,6 @@ class Measured:
     ranks: int
     seconds: float  # of a step, without diagnostics and probes
     data_wait: float  # share of it
-    rows: int
     store_gb_s: float | None  # a checkpoint written, fsynced and read back
 
     @property
@@ -57,9 +57,7 @@ def read_measured(folder: Path) -> Measured:
         raise ConfigError(
             f"{folder}: no heartbeat.json, which says on how many ranks it ran: measure it anew"
         )
-    rows = run.rows
-    starts = [i for i in range(1, len(rows)) if number(rows[i], "time") < number(rows[i - 1], "time")]
-    rows = rows[(starts[-1] if starts else 0) :][SETTLED:]
+    rows = of_last_start(run.rows)[SETTLED:]
     rates = [rate for rate in (number(row, "samples_per_s") for row in rows) if rate > 0]
     if not rates:
         raise ConfigError(
@@ -73,7 +71,7 @@ def read_measured(folder: Path) -> Measured:
     return Measured(
         name=folder.name, config=config, device=_device(folder), ranks=beat.ranks,
         seconds=config.data.step_samples / median(rates), data_wait=median(waits) if waits else 0.0,
-        rows=len(rates), store_gb_s=median(speeds) if speeds else None,
+        store_gb_s=median(speeds) if speeds else None,
     )  # fmt: skip
 
 

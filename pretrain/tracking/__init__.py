@@ -6,12 +6,12 @@ No host name, user name, path or sample key.
 
 from . import lineage
 from .base import Artifact
-from .config import TRACKERS, TrackingConfig
-from .journal import METRICS, Journal, read_rows
+from .config import TrackingConfig
+from .journal import METRICS, Journal, of_last_start, read_rows, rows_of
 from .privacy import public
 from .tracker import Tracker, group_of
 
 __all__ = [
-    "METRICS", "TRACKERS", "Artifact", "Journal", "Tracker", "TrackingConfig", "group_of", "lineage",
-    "public", "read_rows",
+    "METRICS", "Artifact", "Journal", "Tracker", "TrackingConfig", "group_of", "lineage", "of_last_start",
+    "public", "read_rows", "rows_of",
 ]  # fmt: skip

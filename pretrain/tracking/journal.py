@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,17 +45,28 @@ class Journal:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics.jsonl, in order; a line that a kill cut off is left out. Missing file: no rows."""
+    return rows_of(path.read_bytes().splitlines()) if path.is_file() else []
+
+
+def rows_of(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The rows that `lines` of a metrics.jsonl hold; what is no row is left out."""
     rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows
+
+
+def of_last_start(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that the last process wrote: a resumed run begins its clock anew."""
+    for index in range(len(rows) - 1, 0, -1):
+        if rows[index].get("time", 0.0) < rows[index - 1].get("time", 0.0):
+            return list(rows[index:])
+    return list(rows)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ def make_run(folder: Path, rows: list[dict[str, Any]], beat: Beat | None = None)
 
 def alive(**changes: Any) -> Beat:
     given = {"state": "running", "time": NOW - 5, "started": NOW - 900, "step": 120, "stepped": NOW - 6,
-             "saved": 100, "steps": 1000, "ranks": 8}  # fmt: skip
+             "steps": 1000, "ranks": 8}  # fmt: skip
     return Beat(**{**given, **changes})
 
 
@@ -84,10 +84,32 @@ def test_progress_and_time_left(tmp_path: Path) -> None:
     status = Follower(run).look(NOW)
     assert (status.step, status.steps, status.seconds_a_step) == (120, 1000, 5.0)
     assert status.seconds_left == 5.0 * 880
-    assert (status.saved_step, status.saved_age, status.saved_bytes) == (100, 77.0, 1000)
+    assert (status.saved_step, status.saved_age, status.saved_bytes) == (None, 77.0, 1000), "an older version"
     (run / "checkpoints.json").write_text('[{"step": 90, "bytes": 1, "seconds": 1.0, "sha256": "0"}]')
-    assert Follower(run).look(NOW).saved_step == 90, "what was written, not what is being written"
+    assert Follower(run).look(NOW).saved_step == 90
     assert (status.row_age, status.step_age, status.beat_age) == (30.0, 6.0, 5.0)
+
+
+def test_checkpoints_in_parts_are_seen(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [row(120, 60.0)], alive())
+    for step, written in ((90, NOW - 500), (110, NOW - 40)):
+        parts = run / "split" / f"step-{step}"
+        parts.mkdir(parents=True)
+        for name in ("__0_0.distcp", "__1_0.distcp", "sums.json"):
+            (parts / name).write_bytes(bytes(100))
+            os.utime(parts / name, (written, written))
+
+    def saved() -> tuple[int | None, float | None, int | None]:
+        status = Follower(run).look(NOW)
+        return status.saved_step, status.saved_age, status.saved_bytes
+
+    assert saved() == (110, 40.0, 300)
+    (run / "last.ckpt").write_bytes(bytes(1000))
+    os.utime(run / "last.ckpt", (NOW - 900, NOW - 900))
+    for step, newest in ((50, (110, 40.0, 300)), (120, (120, 900.0, 1000))):
+        entry = {"step": step, "bytes": 1000, "seconds": 1.0, "sha256": "0"}
+        (run / "checkpoints.json").write_text(json.dumps([entry]))
+        assert saved() == newest
 
 
 def test_a_resumed_run_starts_its_clock_anew() -> None:
@@ -133,7 +155,7 @@ def test_runs_are_found_below_a_folder_and_not_inside_each_other(tmp_path: Path)
     (tmp_path / "finetuned" / "config.yaml").write_text("task: x\nencoder: y\n")
     (tmp_path / "finetuned" / "metrics.jsonl").write_text("{}\n")
     found = list(find_runs([tmp_path]))
-    assert [str(run.relative_to(tmp_path)) for run in found] == ["a", "b/deep"]
+    assert [str(run.folder.relative_to(tmp_path)) for run in found] == ["a", "b/deep"]
     first = describe(found[0], NOW)
     assert first["alarms"] == ["the loss", "the rank"]
     assert (first["state"], first["method"], first["encoder"]) == ("running", "mae", "vit_tiny_patch16_224")
@@ -163,18 +185,21 @@ def test_a_real_run_is_read_while_it_goes_on(tiny_config: Callable[..., Any], tm
 
     seen = []
 
+    def look_at() -> dict[str, Any]:
+        return describe(Follower(tmp_path / "run"))
+
     def look(done: int, total: int, what: str) -> None:
         if done == 8:
             deadline = time.monotonic() + 60  # a thread writes the beat
-            while describe(tmp_path / "run")["state"] == "starting" and time.monotonic() < deadline:
+            while look_at()["state"] == "starting" and time.monotonic() < deadline:
                 time.sleep(0.01)
-            seen.append(describe(tmp_path / "run"))
+            seen.append(look_at())
 
     pretrain(tiny_config(tmp_path / "run", "probe.every_steps=6"), progress=look)
     assert [(s["state"], s["step"] in range(6, 9), s["steps"], s["ranks"]) for s in seen] == [
         ("running", True, 12, 1)
     ]
-    end = describe(tmp_path / "run")
+    end = look_at()
     assert (end["state"], end["step"], end["method"], end["seconds_left"]) == ("finished", 12, "mae", None)
     assert 0 <= end["best_probe"] <= 1 and end["probe"] == "linear"
     assert end["checkpoint_step"] == 12 and end["checkpoint_bytes"] < end["bytes"]

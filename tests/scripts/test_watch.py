@@ -28,9 +28,10 @@ def make_run(folder: Path, **beat: object) -> Path:
     rows[-1]["alarm"] = "loss is not finite; lower optim.base_lr"  # type: ignore[assignment]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "last.ckpt").write_bytes(bytes(2_500_000))
+    (folder / "checkpoints.json").write_text('[{"step": 90, "bytes": 1, "seconds": 1.0, "sha256": "0"}]')
     now = time.time()
     given = {"state": "running", "time": now, "started": now - 7260, "step": 104, "stepped": now,
-             "saved": 90, "steps": 500, "ranks": 4, **beat}  # fmt: skip
+             "steps": 500, "ranks": 4, **beat}  # fmt: skip
     write_beat(folder, Beat(**given))  # type: ignore[arg-type]
     return folder
 
