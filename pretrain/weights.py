@@ -55,21 +55,15 @@ def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) 
         ValueError: a provenance key that medloom itself writes.
         CheckpointError: the folder cannot be written.
     """
-    from safetensors.torch import save
-
     description = {**describe(encoder), "file": WEIGHTS}
     clash = sorted({*description, "bytes", "sha256"} & set(provenance))
     if clash:
         raise ValueError(f"provenance must not hold {clash}: medloom writes these keys")
-    tensors = {
-        name.removeprefix(encoder.inner): tensor.detach().cpu().contiguous().clone()
-        for name, tensor in encoder.state_dict().items()
-    }
+    tensors = named_tensors(encoder)
     weights = Path(folder) / WEIGHTS
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
-        # As bytes, because save_file makes files that nobody else on a shared disk may read.
-        write_bytes(weights, save(encoder.to_file(tensors), metadata={"format": "pt"}))
+        write_tensors(weights, encoder.to_file(tensors))
         print_of = fingerprint(weights)
         write_json(weights.parent / RECORD, {**provenance, **description, **print_of})
         config = encoder.timm_config()
@@ -107,7 +101,7 @@ def load_encoder(
         strict: refuse missing and unused tensors.
         seed: of the fresh weights of `random:`.
         prove: compute the features of the reference image again, and refuse others than those in
-            reference.safetensors beside the weights. None: where the file is there, nothing was adapted and
+            reference.npz beside the weights. None: where the file is there, nothing was adapted and
             the encoder has up to 100 million parameters; True: always, a missing file is an error.
 
     Raises:
@@ -123,7 +117,9 @@ def load_encoder(
             encoder = build_encoder(_with_channels(config, in_channels))
         return encoder, Report(text, missing=list(encoder.state_dict()), record=record)
     place = locate(text)
-    config, tensors, record = read_source(text if place is None else str(place), weights=True)
+    # By its whole path, so that a folder is not taken for the release of its name.
+    found = text if place is None or not place.exists() else str(place.absolute())
+    config, tensors, record = read_source(found, weights=True)
     encoder = build_encoder(_with_channels(config, in_channels))
     report = fill(encoder, tensors, text, strict, record)
     if prove is not False:
@@ -147,6 +143,22 @@ def load_into(encoder: Encoder, name: str | Path, *, strict: bool = True) -> Rep
     result.adapted += adapted
     result.unexpected += report.unexpected
     return result
+
+
+def named_tensors(encoder: Encoder) -> dict[str, Tensor]:
+    """All tensors under the names of the library whose network it is, copied to the CPU."""
+    return {
+        name.removeprefix(encoder.inner): tensor.detach().cpu().contiguous().clone()
+        for name, tensor in encoder.state_dict().items()
+    }
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a .safetensors file, whole or not at all."""
+    from safetensors.torch import save
+
+    # As bytes, because save_file makes files that nobody else on a shared disk may read.
+    write_bytes(path, save(tensors, metadata={"format": "pt"}))
 
 
 def describe(encoder: Encoder) -> dict[str, Any]:

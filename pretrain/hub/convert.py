@@ -12,15 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ...data.atomic import write_bytes, write_json
+from ...data.atomic import write_json
 from ...data.errors import CheckpointError, ConfigError, nearest
 from ..artefact import TIMM_CONFIG, TIMM_WEIGHTS
 from ..encoders import Encoder, build_encoder
 from ..sources import CHECKPOINTS, LIBRARIES, locate
 from ..transfer import Report
-from ..weights import load_encoder, load_into, save_encoder
+from ..weights import load_encoder, load_into, named_tensors, save_encoder, write_tensors
 from .inflate import solid_section
 from .nnunet import write_nnunet
 from .onnx import write_encoder_onnx
@@ -126,7 +124,7 @@ def _as_timm(source: Source, out: Path) -> None:
         name = source.encoder.config.name
         raise ConfigError(f"--to timm: timm has no network like {name}: use --to artefact or state-dict")
     out.mkdir(parents=True, exist_ok=True)
-    write_bytes(out / TIMM_WEIGHTS, _saved(source.encoder.to_file(named_tensors(source.encoder))))
+    write_tensors(out / TIMM_WEIGHTS, source.encoder.to_file(named_tensors(source.encoder)))
     write_json(out / TIMM_CONFIG, config)
 
 
@@ -134,21 +132,7 @@ def _as_state_dict(source: Source, out: Path) -> None:
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out.name}: a state dict is one file: call it {out.name}.safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, _saved(named_tensors(source.encoder)))
-
-
-def named_tensors(encoder: Encoder) -> dict[str, Tensor]:
-    """All tensors under the names of the library whose network it is, copied to the CPU."""
-    return {
-        name.removeprefix(encoder.inner): tensor.detach().cpu().contiguous().clone()
-        for name, tensor in encoder.state_dict().items()
-    }
-
-
-def _saved(tensors: dict[str, Tensor]) -> bytes:
-    from safetensors.torch import save
-
-    return save(tensors, metadata={"format": "pt"})
+    write_tensors(out, named_tensors(source.encoder))
 
 
 def _as_nnunet(source: Source, out: Path) -> None:

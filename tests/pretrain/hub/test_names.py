@@ -203,6 +203,17 @@ def test_a_folder_taken_along_needs_no_network(
         pull("small-3d")
 
 
+def test_a_folder_of_a_released_name_is_meant_by_its_path(
+    known: str, published: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(5)
+    save_encoder(tmp_path / known, build_encoder(VIT), {})
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(features(f"./{known}"), features(tmp_path / known))
+    assert published.seen == []
+    assert not torch.equal(features(known), features(tmp_path / known))
+
+
 def test_a_pulled_repository_has_a_name_that_pins_it(published: Hub) -> None:
     assert pull(NAME).pinned == f"{NAME}@{published.repositories[REPO].head}"
 
