@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.atomic import write_text
-from ..artefact import CARD, RECORD, read_record
+from ..artefact import CARD, MODELING, RECORD, read_record
 from .card_sections import compute, data, held_out, input_contract, licences, limits, scores
 
 HUB_LICENCES = {  # ids of the hub by the names used here
@@ -122,7 +122,7 @@ def _use(record: Mapping[str, Any], name: str, standalone: str) -> str:
 
 def _standalone(folder: Path) -> str:
     """How the self-contained network beside the weights is used; empty where there is none."""
-    if not (folder / "modeling.py").is_file():
+    if not (folder / MODELING).is_file():
         return ""
     return (
         'from modeling import load  # says what it needs\n\nmodel = load(".")\npooled, tokens = model(images)'

@@ -20,7 +20,7 @@ from typing import Any
 
 from ...data.atomic import write_json
 from ...data.errors import CheckpointError, ConfigError
-from ..artefact import CARD, RECORD, REFERENCE, TIMM_CONFIG, WEIGHTS, read_record
+from ..artefact import CARD, MODELING, RECORD, REFERENCE, TIMM_CONFIG, WEIGHTS, read_record
 from ..folder import ENVIRONMENT
 from ..hub.registry import REPOSITORY
 from ..monitor.beat import read_beat
@@ -33,7 +33,7 @@ from .verify import Verdict
 log = logging.getLogger(__name__)
 
 STAGED = "release"  # folder below the run
-FILES = (WEIGHTS, RECORD, REFERENCE, TIMM_CONFIG, CARD, "modeling.py")
+FILES = (WEIGHTS, RECORD, REFERENCE, TIMM_CONFIG, CARD, MODELING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +115,21 @@ def finished(run: Path) -> dict[str, Any]:
 
 
 def stage(run: Path, folder: Path, record: Mapping[str, Any]) -> None:
-    """Copy the artefact into a new folder, with this record; reference features are made where they lack."""
+    """Copy the artefact into a new folder, with this record; reference features are made where they lack.
+
+    modeling.py is written anew: strangers run it, and one that lay in the run may be anything.
+    """
+    from ..encoders import build_encoder
     from .reference import belongs, write_reference
+    from .standalone import write_modeling
 
     folder.mkdir(parents=True)
-    for name in (WEIGHTS, TIMM_CONFIG, "modeling.py"):
+    for name in (WEIGHTS, TIMM_CONFIG):
         if (run / name).is_file():
             shutil.copyfile(run / name, folder / name)
     write_json(folder / RECORD, dict(record))
+    architecture = record["architecture"]
+    write_modeling(folder, build_encoder({"name": architecture["name"], **architecture["args"]}))
     if belongs(run / REFERENCE, record):
         shutil.copyfile(run / REFERENCE, folder / REFERENCE)
         return

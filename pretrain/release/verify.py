@@ -14,7 +14,7 @@ from typing import Any
 
 from ...data.atomic import write_json
 from ...data.errors import MedloomError
-from ..artefact import CARD, RECORD, REFERENCE, TIMM_CONFIG, WEIGHTS, fingerprint, read_record
+from ..artefact import CARD, MODELING, RECORD, REFERENCE, TIMM_CONFIG, WEIGHTS, fingerprint, read_record
 from ..encoders import Encoder
 
 PASSED, FAILED, SKIPPED = "ok", "FAILED", "not checked"
@@ -49,7 +49,7 @@ def verify(folder: Path, run: Path | None = None, *, card: bool = True) -> Verdi
         run: the pretraining run that it came from: its last probe scores are computed again.
         card: look at the model card and the licences, too; the gate does so after it has written them.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # not a release of that name
     verdict = Verdict([], {})
     try:
         record = read_record(folder / RECORD)
@@ -61,7 +61,8 @@ def verify(folder: Path, run: Path | None = None, *, card: bool = True) -> Verdi
     if encoder is not None:
         verdict.checks.append(_reference(folder, record, encoder))
         if encoder.timm_config() is not None:
-            verdict.checks.append(_timm(folder, encoder))
+            verdict.checks.append(_timm(folder, record, encoder))
+        verdict.checks += _modeling(folder, encoder)
         if run is not None:
             verdict.checks.append(_probes(run, encoder, record, verdict))
     if card:
@@ -110,7 +111,7 @@ def _reference(folder: Path, record: dict[str, Any], encoder: Encoder) -> Check:
                  f"differ by {found:.1e} of their size (at most {tolerance:.0e})")  # fmt: skip
 
 
-def _timm(folder: Path, encoder: Encoder) -> Check:
+def _timm(folder: Path, record: dict[str, Any], encoder: Encoder) -> Check:
     """Plain timm, which knows nothing of medloom, must give the same features."""
     import timm
     import torch
@@ -121,14 +122,25 @@ def _timm(folder: Path, encoder: Encoder) -> Check:
         return Check("timm", FAILED, f"{TIMM_CONFIG} is missing")
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        contract = read_record(folder / RECORD).get("input") or {}
-        (size,) = reference_sizes(encoder, contract)
+        (size,) = reference_sizes(encoder, record.get("input") or {})
         image = reference_image(encoder.in_channels, size)
         with torch.no_grad():
             found = apart(model(image), encoder.eval()(image).pooled)
     except Exception as error:  # timm raises what it meets
         return Check("timm", FAILED, f"cannot load it ({type(error).__name__}: {error})".splitlines()[0])
     return Check("timm", PASSED if found <= TOLERANCE else FAILED, f"local-dir: differs by {found:.1e}")
+
+
+def _modeling(folder: Path, encoder: Encoder) -> list[Check]:
+    """The code that strangers run must be medloom's own; nothing where none is due and none is there."""
+    from .standalone import modeling
+
+    path, due = folder / MODELING, modeling(encoder)
+    if not path.is_file():
+        return [] if due is None else [Check(MODELING, FAILED, "is missing")]
+    if path.read_text(encoding="utf-8", errors="replace") == due:
+        return [Check(MODELING, PASSED, "is that of this version of medloom")]
+    return [Check(MODELING, SKIPPED, "is not that of this version of medloom: read it before you run it")]
 
 
 def _probes(run: Path, encoder: Encoder, record: dict[str, Any], verdict: Verdict) -> Check:

@@ -20,13 +20,15 @@ from medloom.pretrain.release.gate import private, refuse_verdict, verified_else
 from medloom.pretrain.release.licences import judged
 from medloom.pretrain.release.probe import recompute, summary, wrong
 from medloom.pretrain.release.push import push, stage
-from medloom.pretrain.release.verify import FAILED, Verdict, verify
+from medloom.pretrain.release.standalone import modeling
+from medloom.pretrain.release.verify import FAILED, SKIPPED, Verdict, verify
 from medloom.pretrain.run import pretrain
 from medloom.pretrain.weights import load_encoder, save_encoder
 from medloom.scripts import cli
 from safetensors.torch import load_file, save_file
 
 from .hub_server import Hub, serve_hub
+from .small import SMALL_ENCODERS
 
 
 @pytest.fixture(scope="session")
@@ -365,6 +367,29 @@ def test_a_3d_run_gets_a_card_and_proves_itself(tiny_config: Callable[..., Any],
     card = (pushed.folder / "README.md").read_text()
     assert "library_name: medloom" in card and "timm.create_model" not in card
     assert "spacing in mm" in card and "1 × 1 × 1" in card
+
+
+@pytest.mark.usefixtures("near")
+def test_a_release_has_the_code_of_medloom_whatever_lay_in_the_run(tmp_path: Path) -> None:
+    encoder = build_encoder({"name": "vit3d", **SMALL_ENCODERS["vit3d"]})
+    run = save_encoder(tmp_path / "run", encoder, {}).parent
+    (run / "modeling.py").write_text("import os\n")
+    said = {check.name: check for check in verify(run, card=False).checks}
+    assert said["modeling.py"].result == SKIPPED and "read it before" in said["modeling.py"].detail
+    folder = push(run, "org/x", dry_run=True, override="a test").folder
+    assert (folder / "modeling.py").read_text() == modeling(encoder) and not verify(folder).failed
+    (folder / "modeling.py").unlink()
+    assert [check.name for check in verify(folder).failed] == ["modeling.py"]
+
+
+def test_verify_looks_at_the_folder_not_at_the_release_of_its_name(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered = {"folder": str(tmp_path / "elsewhere"), "sha256": "0" * 64}
+    (tmp_path / "registry.yaml").write_text(json.dumps({"run": registered}))
+    monkeypatch.setenv("MEDLOOM_WEIGHTS", str(tmp_path / "registry.yaml"))
+    monkeypatch.chdir(tmp_path)
+    assert not verify(Path("run"), card=False).failed
 
 
 def test_intervals_are_of_patients_and_allow_two_images() -> None:
