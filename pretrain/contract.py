@@ -48,6 +48,11 @@ def input_contract(
     }
 
 
+def crops_of(contract: Mapping[str, Any]) -> list[list[int]]:
+    """The sizes that an encoder was trained on, one for each shape class; empty: not on record."""
+    return contract.get("crops") or ([contract["crop"]] if contract.get("crop") else [])
+
+
 def strangers(
     contract: Mapping[str, Any], modalities: Iterable[str], spacing: Sequence[float] | None
 ) -> list[str]:

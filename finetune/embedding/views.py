@@ -21,6 +21,7 @@ from torch import Tensor
 from ...data.errors import ReadError
 from ...data.normalise import Intensity, intensity, luminance
 from ...data.shards.reader import SampleRef, Shards
+from ...pretrain.contract import crops_of
 from ...pretrain.encoders.base import Encoder
 from ...pretrain.release.reference import reference_sizes
 from ..data import Case
@@ -41,9 +42,8 @@ class Fit:
     @classmethod
     def of(cls, encoder: Encoder, contract: Mapping[str, Any], most: int) -> Fit:
         """The sizes of the contract, cut to whole patches; without one, what the architecture stores."""
-        crops = contract.get("crops") or ([contract["crop"]] if contract.get("crop") else [])
         sizes = {len(size): size for size in reference_sizes(encoder, {})}
-        for crop in reversed(crops):
+        for crop in reversed(crops_of(contract)):
             if len(crop) in encoder.axes:
                 steps = zip(encoder.patch_of(len(crop)), crop, strict=True)
                 sizes[len(crop)] = tuple(max(step, int(n) // step * step) for step, n in steps)

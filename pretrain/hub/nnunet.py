@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...data.atomic import replacing, write_json
 from ...data.errors import ConfigError
+from ..contract import crops_of
 from ..encoders import Encoder
 from ..encoders.resenc import ResEnc, by_axis
 
@@ -97,8 +98,7 @@ def _name(plan: Mapping[str, Any]) -> str:
 def _crop(encoder: Encoder, contract: Mapping[str, Any]) -> list[int] | None:
     """Voxels (D, H, W) of a training crop; a table of positions belongs to its own."""
     stored = getattr(encoder.config, "img_size", None)
-    crops = contract.get("crops") or [contract.get("crop") or []]
-    found = [int(n) for n in stored or next((crop for crop in crops if len(crop) == 3), [])]
+    found = [int(n) for n in stored or next((crop for crop in crops_of(contract) if len(crop) == 3), [])]
     return found or None
 
 
@@ -190,4 +190,4 @@ def _pretrain_plan(contract: Mapping[str, Any], crop: list[int] | None) -> dict[
 def _by_count(contract: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Modalities, the one with most images first."""
     modalities: Mapping[str, Any] = contract.get("modalities") or {}
-    return sorted(modalities.values(), key=lambda facts: -int(facts["images"]))
+    return sorted(modalities.values(), key=lambda facts: -int(facts.get("images") or 0))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..contract import crops_of
+
 MISSING = "Not on record."
 
 
@@ -13,10 +15,11 @@ def input_contract(record: Mapping[str, Any]) -> str:
     contract = record.get("input") or {}
     if not contract:
         return MISSING + " Without an input contract the scale of intensities is a guess."
-    crops = contract.get("crops") or [contract.get("crop") or []]
+    crops = crops_of(contract)
     sizes = " and ".join("×".join(map(str, crop)) for crop in crops)
     said = (
-        f"Crops of {sizes} pixels, {contract.get('channels')} channel(s), intensities by rule "
+        f"{f'Crops of {sizes} pixels' if crops else 'No size of crops on record'}, "
+        f"{contract.get('channels')} channel(s), intensities by rule "
         f"`{contract.get('rule')}`: `(clip(x, low, high) - mean) / std` with statistics of the whole image."
     )
     if any(len(crop) == 3 for crop in crops):
@@ -26,7 +29,7 @@ def input_contract(record: Mapping[str, Any]) -> str:
         spacing = facts.get("spacing_mm")
         seen = f"{_by(spacing['p5'])} … {_by(spacing['p95'])}" if spacing else ""
         rules = ", ".join(f"{rule} {100 * share:.0f} %" for rule, share in facts.get("rules", {}).items())
-        rows.append([name, f"{facts['images']:,}", rules, seen])
+        rows.append([name, _number(facts.get("images")), rules, seen])
     return said + "\n\n" + table(["modality", "images", "normalised as", "spacing in mm, 5 to 95 %"], rows)
 
 
@@ -40,12 +43,16 @@ def data(record: Mapping[str, Any]) -> str:
         lead = "Trained on" if depth == 0 else "Before that, the weights it started from were trained on"
         name = f"collection `{one.get('collection')}`" if one.get("collection") else "data"
         rows = [
-            [s["dataset"], f"{s['count']:,}", ", ".join(s.get("modalities") or {}), s["licence"] or "unknown"]
+            [s["dataset"], _number(s.get("count")), ", ".join(s.get("modalities") or {}),
+             s.get("licence") or "unknown"]
             for s in one.get("sources") or []
-        ]
+        ]  # fmt: skip
+        manifest = f", manifest `{str(one['manifest'])[:16]}`" if one.get("manifest") else ""
+        length = [f"{_number(one.get(key))} {key}" for key in ("steps", "samples") if one.get(key)]
+        length += [f"seeds {one['seeds']}"] if one.get("seeds") else []
         said.append(
-            f"{lead} {name}, manifest `{str(one.get('manifest'))[:16]}`: {one.get('steps'):,} steps, "
-            f"{one.get('samples') or 0:,} samples, seeds {one.get('seeds')}."
+            f"{lead} {name}{manifest}{': ' if length else ''}{', '.join(length)}."
+            + (" These data sets are known, others are not." if one.get("complete") is False else "")
             + ("\n\n" + table(["dataset", "images", "modalities", "licence"], rows) if rows else "")
         )
         if one.get("init_from") and not one.get("ancestor"):
@@ -207,6 +214,10 @@ def _generations(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _count(score: Mapping[str, Any]) -> str:
     return f"{score['images']} / {score['subjects']}" if score.get("images") else ""
+
+
+def _number(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
 
 
 def _list(items: Any) -> str:

@@ -19,6 +19,7 @@ from ...data.config import structured
 from ...data.errors import ConfigError, MedloomError
 from ...data.shards.manifest import Manifest
 from ..config import PretrainConfig
+from ..contract import crops_of
 from ..encoders import Encoder
 from ..folder import CONFIG
 from ..tracking import METRICS, read_rows
@@ -90,8 +91,7 @@ def _again(config: PretrainConfig, encoder: Encoder, record: dict[str, Any]) -> 
     from ..probe_scores import mean_dice
     from ..probes import Probe
 
-    contract = record.get("input") or {}
-    sizes = contract.get("crops") or [contract.get("crop") or part.crop for part in config.data.each()]
+    sizes = crops_of(record.get("input") or {}) or [part.crop for part in config.data.each()]
     if len(sizes) != len(config.data.each()):
         raise ConfigError("input.crops of encoder.json has other classes than data.classes of the run")
     probe = Probe(config.probe, config.data, sizes)

@@ -31,6 +31,7 @@ from torch import Tensor
 from ...data.atomic import write_bytes
 from ...data.errors import CheckpointError, ConfigError
 from ..artefact import REFERENCE
+from ..contract import crops_of
 from ..encoders.base import Encoder
 
 ABOUT = "about"  # JSON: formula, sizes, tolerance, sha256 of the weights
@@ -65,8 +66,7 @@ def reference_sizes(encoder: Encoder, contract: Mapping[str, Any]) -> list[tuple
     Args:
         contract: `input` of encoder.json; its crops decide where it has them.
     """
-    crops = contract.get("crops") or ([contract["crop"]] if contract.get("crop") else [])
-    by_axes = {len(crop): tuple(int(n) for n in crop) for crop in reversed(crops)}
+    by_axes = {len(crop): tuple(int(n) for n in crop) for crop in reversed(crops_of(contract))}
     return [_size(encoder, ndim, by_axes.get(ndim)) for ndim in encoder.axes]
 
 

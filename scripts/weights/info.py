@@ -79,18 +79,21 @@ def _network(section: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 
 
 def _input(contract: Mapping[str, Any]) -> None:
-    """Normalisation, crop, and a table of modalities."""
+    """Normalisation, crops, and a table of modalities."""
+    from ...pretrain.contract import crops_of
     from ..console import print_table
 
     if not contract:
         return
-    _line("input", f"crops of {_by(contract['crop'])}, intensities by rule {contract['rule']}")
+    sizes = " and ".join(_by(crop) for crop in crops_of(contract))
+    crops = f"crops of {sizes}, " if sizes else ""
+    _line("input", f"{crops}intensities by rule {contract.get('rule', 'unknown')}")
     modalities: Mapping[str, Any] = contract.get("modalities") or {}
     print_table([
         {
             "modality": name,
-            "images": facts["images"],
-            "normalised by": ", ".join(facts["rules"]),
+            "images": facts.get("images"),
+            "normalised by": ", ".join(facts.get("rules") or {}),
             "spacing in mm (median)": _by(facts["spacing_mm"]["p50"]) if "spacing_mm" in facts else "",
         }
         for name, facts in modalities.items()
@@ -105,23 +108,28 @@ def _training(training: Mapping[str, Any]) -> None:
     if not training:
         _line("training", "not on record")
         return
-    objective = (training.get("objective") or {}).get("name", "unknown objective")
-    _line(
-        "training",
-        f"{objective}, {training.get('steps')} steps of {training.get('batch_size')}, "
-        f"{training.get('samples')} samples in all",
-    )
+    parts = [(training.get("objective") or {}).get("name", "unknown objective")]
+    if training.get("steps") is not None:
+        each = f" of {training['batch_size']}" if training.get("batch_size") else ""
+        parts.append(f"{training['steps']} steps{each}")
+    if training.get("samples") is not None:
+        parts.append(f"{training['samples']} samples in all")
+    if training.get("complete") is False:
+        parts.append("known only in part")
+    _line("training", ", ".join(parts))
     _line("started from", training.get("init_from"))
     print_table([
         {
-            "dataset": source["dataset"], "images": source["count"],
-            "licence": source["licence"] or "unknown", "restrictions": terms(source["licence"] or "").words,
+            "dataset": source["dataset"], "images": source.get("count"),
+            "licence": source.get("licence") or "unknown",
+            "restrictions": terms(source.get("licence") or "").words,
         }
         for source in training.get("sources") or []
     ])  # fmt: skip
     ancestor = training.get("ancestor")
     if ancestor:
-        _line("before that", f"the encoder {str(ancestor.get('sha256'))[:12]}, trained on")
+        name = f"the encoder {ancestor['sha256'][:12]}" if ancestor.get("sha256") else "its own training"
+        _line("before that", f"{name}, trained on")
         _training(ancestor.get("training") or {})
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...pretrain.release.push import Pushed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,17 +55,17 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"released: {pushed.repo} at commit {pushed.commit}")
     say(f'load_encoder("hf-hub:{pushed.repo}@{pushed.commit}")')
     say("to give it a name, add to configs/weights.yaml (or a file that MEDLOOM_WEIGHTS names):")
-    say(_entry(pushed.repo, pushed.commit, pushed.record, arguments.licence))
+    say(_lines(pushed, pushed.commit, arguments.licence or "not stated"))
     return 0
 
 
-def _entry(repo: str, commit: str, record: dict, licence: str) -> str:
-    """The lines of the registry."""
-    values = {
-        "title": f"{(record.get('training') or {}).get('objective', {}).get('name', '')} encoder".strip(),
-        "repo": repo, "revision": commit, "sha256": record["sha256"], "bytes": record["bytes"],
-        "architecture": record["architecture"]["name"], "ndim": record["ndim"],
-        "parameters": record["parameters"], "licence": licence or "not stated",
-    }  # fmt: skip
-    name = repo.rpartition("/")[2].lower()
-    return "\n".join([f"{name}:", *(f"  {key}: {value}" for key, value in values.items())])
+def _lines(pushed: Pushed, commit: str, licence: str) -> str:
+    """The lines of a registry; a name there has small letters, and begins with one or with a digit."""
+    from ...pretrain.hub.registry import entry
+
+    name = re.sub(r"[^a-z0-9._-]", "-", pushed.repo.rpartition("/")[2].lower()).lstrip("._-")
+    objective = ((pushed.record.get("training") or {}).get("objective") or {}).get("name", "")
+    return entry(
+        name or "encoder", pushed.record, repo=pushed.repo, commit=commit,
+        title=f"{objective} encoder".strip(), licence=licence,
+    ).rstrip()  # fmt: skip

@@ -16,7 +16,9 @@ from medloom.finetune.benchmark.grid import architecture, encoders_of
 from medloom.finetune.config import load_config
 from medloom.finetune.leakage import statement
 from medloom.pretrain.encoders import build_encoder
-from medloom.pretrain.weights import load_encoder, load_into
+from medloom.pretrain.hub.convert import convert
+from medloom.pretrain.release.card import card
+from medloom.pretrain.weights import load_encoder, load_into, named_tensors, read_record
 from medloom.pretrain.zoo import record as zoo
 from medloom.pretrain.zoo.mapping import mapped
 from medloom.pretrain.zoo.source import described, read_zoo
@@ -25,6 +27,7 @@ from medloom.scripts.cli import main
 from safetensors.torch import save_file
 
 from .hub_server import Hub, serve_hub
+from .small import SMALL_ENCODERS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "zoo.md"
 SECTION = {"name": "vit3d", "patch_size": [8, 8, 8], "depth": 1, "embed_dim": 24, "num_heads": 2}
@@ -222,6 +225,28 @@ def test_pretraining_starts_from_one_with_other_channels_and_patch(
     encoder = build_encoder({**SECTION, "in_channels": 2})
     report = load_into(encoder, f"zoo:tiny@{tmp_path / 'weights.safetensors'}")
     assert any("channels" in line for line in report.adapted) and report.record["source"] == "zoo:tiny"
+
+
+def test_what_a_record_leaves_open_is_left_open_in_every_form(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = {"name": "resenc", **SMALL_ENCODERS["resenc"]}
+    write(folder, encoder=section, mapping={}, trained_on=["chestmnist"])
+    save_file(named_tensors(build_encoder(section)), tmp_path / "weights.safetensors")
+    name = f"zoo:tiny@{tmp_path / 'weights.safetensors'}"
+    convert(name, "nnunet", tmp_path / "nnunet")
+    convert(name, "artefact", tmp_path / "artefact")
+    start = read_record(tmp_path / "artefact" / "encoder.json")
+    assert main(["weights", "info", str(tmp_path / "artefact")]) == 0
+    shown = capsys.readouterr().out
+    assert "known only in part" in shown and "None" not in shown and "chestmnist" in shown
+    training = {"steps": 7, "sources": [], "init_from": "tiny", "ancestor": {"training": start["training"]}}
+    for record in (start, {**start, "training": training}):
+        text = card(record)
+        assert "chestmnist" in text and "None" not in text
+        (tmp_path / "artefact" / "encoder.json").write_text(json.dumps(record))
+        assert main(["weights", "info", str(tmp_path / "artefact")]) == 0
+        assert "None" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("task", "status"), [("chestmnist", "leaked"), ("bloodmnist", "unknown")])

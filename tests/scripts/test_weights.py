@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from medloom.pretrain.encoders import build_encoder
-from medloom.pretrain.hub.registry import entry
+from medloom.pretrain.hub.registry import entry, registry
+from medloom.pretrain.release.card import card
+from medloom.pretrain.release.push import Pushed
+from medloom.pretrain.release.verify import Verdict
 from medloom.pretrain.weights import load_encoder, save_encoder
 from medloom.scripts import cli
+from medloom.scripts.weights.push import _lines
 
 from ..pretrain.hub_server import Hub, serve_hub
 
@@ -98,6 +102,34 @@ def test_pull_into_a_folder_then_convert(
     assert load_encoder(grey)[0].in_channels == 1
     assert cli.main(words) == 2
     assert "exists: choose another --out" in capsys.readouterr().err
+
+
+def test_info_and_card_of_a_2d_encoder_made_3d(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "solid")
+    words = ["weights", "convert", "hf-hub:org/small", "--to", "artefact", "--out", out]
+    assert cli.main([*words, "--patch-depth", "4"]) == 0
+    capsys.readouterr()
+    assert cli.main(["weights", "info", out]) == 0
+    assert "input: intensities by rule 1" in capsys.readouterr().out
+    said = card(json.loads((tmp_path / "solid" / "encoder.json").read_text()))
+    assert "No size of crops on record" in said and "Crops of" not in said
+
+
+@pytest.mark.parametrize(
+    ("repo", "name"), [("org/_Tiny_2D", "tiny_2d"), ("org/größe.1", "gr--e.1"), ("org/__", "encoder")]
+)
+def test_the_lines_after_a_push_are_a_registry(
+    repo: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_encoder(tmp_path, build_encoder(VIT), {})
+    record = json.loads((tmp_path / "encoder.json").read_text())
+    pushed = Pushed(tmp_path, repo, "7" * 40, Verdict([], {}), record)
+    (tmp_path / "registry.yaml").write_text(_lines(pushed, "7" * 40, "not stated"))
+    monkeypatch.setenv("MEDLOOM_WEIGHTS", str(tmp_path / "registry.yaml"))
+    found = registry()[name]
+    assert (found.repo, found.sha256, found.licence) == (repo, record["sha256"], "not stated")
 
 
 def test_an_unknown_name_is_one_line(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
