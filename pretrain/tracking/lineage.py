@@ -47,7 +47,7 @@ def encoder(record: Mapping[str, Any], files: Sequence[Path] = ()) -> Artifact:
         "init_from": training.get("init_from"),
     }
     known = public({key: value for key, value in facts.items() if value is not None})
-    name = str(record.get("sha256") or "")[:DIGITS] or record.get("source") or "unknown"
+    name = str(record.get("sha256") or "")[:DIGITS] or known.get("source") or "unknown"
     return Artifact("encoder", named("encoder", str(name)), known, tuple(files))
 
 

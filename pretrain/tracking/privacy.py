@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+HOST = re.compile(r"^(?:[\w+.-]+:)?//[^/]*")  # of a URL, or of a share of Windows
+
 
 def public(values: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without salt and folders: absolute and relative paths are cut to their last part."""
+    """The configuration without salt and folders: paths and URLs are cut to their last part.
+
+    A URL without a path has none: nothing is left of it.
+    """
 
     def cut(value: Any) -> Any:
         if isinstance(value, dict):
@@ -15,7 +21,7 @@ def public(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, list):
             return [cut(item) for item in value]
         if isinstance(value, str) and ("/" in value or "\\" in value):
-            return Path(value.replace("\\", "/")).name
+            return Path(HOST.sub("", value.replace("\\", "/"))).name
         return value
 
     return cut(values)

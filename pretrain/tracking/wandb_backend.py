@@ -1,7 +1,7 @@
 """Weights & Biases: online only when somebody logged in, otherwise offline: nothing touches the network.
 
-One run a job: its id is in wandb.json before W&B starts, and a requeued job continues it. Offline, two
-segments under one id would erase each other at sync, so each has its own id in one group. A server that does
+One run a job: its id is in wandb.json before W&B starts, and a requeued job continues it. The sync of an
+offline segment replaces all that has its id, so each has its own, in one group. A server that does
 not answer at the start makes the segment an offline one; one that dies later costs nothing either, because
 W&B keeps the log on disk, and a line says how to `wandb sync` it.
 """
@@ -249,8 +249,9 @@ def _picture(path: Path) -> Any:
 
 
 def next_segment(folder: Path, mode: str, group: str | None = None) -> dict[str, Any]:
-    """Id of this segment, in wandb.json before W&B starts: one id a run online, one a segment offline.
+    """Id of this segment, in wandb.json before W&B starts: one for all that is online, one a segment offline.
 
+    An offline segment shares its id with none: its sync would replace what the server has under that id.
     Under a sweep the agent has chosen the id.
     """
     path = folder / WANDB
@@ -260,9 +261,11 @@ def next_segment(folder: Path, mode: str, group: str | None = None) -> dict[str,
         chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
         known = {"id": chosen or secrets.token_hex(4), "segments": []}
         known["group"] = group or known["id"]
-    count = len(known["segments"])
-    suffix = f"-{count}" if mode == "offline" and count else ""
-    segment = {"id": f"{known.get('id', known['group'])}{suffix}", "mode": mode, "segment": count}
+    count, first = len(known["segments"]), known.get("id", known["group"])
+    name = f"{first}-{count}" if count else first
+    if mode == "online":
+        name = next((segment["id"] for segment in known["segments"] if segment["mode"] == mode), name)
+    segment = {"id": name, "mode": mode, "segment": count}
     known["segments"].append(segment)
     write_json(path, known)
     return {**segment, "group": known["group"]}

@@ -16,8 +16,8 @@ from medloom.data.errors import ConfigError
 from medloom.data.stream.stream import Stream
 from medloom.pretrain.config import TrackingConfig
 from medloom.pretrain.run import pretrain
-from medloom.pretrain.tracking import METRICS, Journal, Tracker, public, read_rows
-from medloom.pretrain.tracking.wandb_backend import choose_mode
+from medloom.pretrain.tracking import METRICS, Journal, Tracker, lineage, public, read_rows
+from medloom.pretrain.tracking.wandb_backend import choose_mode, next_segment
 from PIL import Image
 
 from .wandb_log import files, history, records
@@ -111,6 +111,21 @@ def test_segments_have_their_own_ids_in_one_group(tmp_path: Path) -> None:
     assert groups == {found["group"]}
 
 
+def test_what_is_online_shares_no_id_with_an_offline_segment(tmp_path: Path) -> None:
+    modes = ["offline", "online", "offline", "online"]
+    first, *others = [next_segment(tmp_path, mode)["id"] for mode in modes]
+    assert others == [f"{first}-1", f"{first}-2", f"{first}-1"], "a sync of the first would replace the run"
+    recorded = json.loads((tmp_path / "wandb.json").read_text())["segments"]
+    assert [(segment["id"], segment["mode"]) for segment in recorded] == list(
+        zip([first, *others], modes, strict=True)
+    )
+
+
+def test_a_run_that_is_online_stays_one(tmp_path: Path) -> None:
+    first, *others = [next_segment(tmp_path, mode)["id"] for mode in ("online", "offline", "online")]
+    assert others == [f"{first}-1", first]
+
+
 def test_pictures_stay_here_where_they_should(tmp_path: Path) -> None:
     picture = tmp_path / "p.png"
     Image.new("RGB", (4, 4)).save(picture)
@@ -139,6 +154,24 @@ def test_a_tracker_that_fails_costs_no_run(
 def test_the_public_configuration_has_no_folders() -> None:
     values = {"data": {"shards": "/home/me/shards", "sources": ["a"]}, "out": "runs/x", "n": 3}
     assert public(values) == {"data": {"shards": "shards", "sources": ["a"]}, "out": "x", "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "left"),
+    [
+        ("https://images.hospital.org", ""), ("http://host:9000/", ""), ("s3://bucket", ""),
+        ("s3://bucket/a/b.tar", "b.tar"), ("\\\\server\\share\\x", "x"), ("\\\\server", ""),
+        ("file:///home/me/x", "x"),
+    ],
+)  # fmt: skip
+def test_no_host_is_public(value: str, left: str) -> None:
+    assert public({"a": value}) == {"a": left}
+
+
+def test_an_encoder_without_a_hash_is_named_by_what_is_public_of_its_source() -> None:
+    found = lineage.encoder({"source": "https://images.hospital.org/models/vit.pt"})
+    assert found.name == "encoder-vit.pt"
+    assert lineage.encoder({"source": "s3://bucket"}).name == "encoder-unknown"
 
 
 def test_wrong_words_name_the_near_ones(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
