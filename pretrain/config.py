@@ -304,6 +304,11 @@ def _check(config: PretrainConfig) -> None:
     ):  # fmt: skip
         if word not in known:
             raise ConfigError(f"optim.{key} is {word!r}{nearest(word, known)}")
+    if str(optim.fused).lower() == "true" and trainer.precision.startswith("16"):
+        raise ConfigError(
+            f"optim.fused=true with trainer.precision={trainer.precision}: a fused update hides the "
+            "loss scale from clipping; use optim.fused=auto, or trainer.precision=bf16-mixed"
+        )
     if not 0 < optim.stem_scale <= 1:
         raise ConfigError(f"optim.stem_scale is {optim.stem_scale}; above 0, and 1 for none")
     if not 0 < optim.layer_decay <= 1:

@@ -115,7 +115,7 @@ class PretrainModule(pl.LightningModule):
         self._work_since = now
         step = self.trainer.global_step
         micro = batch_idx % self.config.trainer.accumulate
-        torch.manual_seed(stream_key(self.config.seed, f"torch:{step}:{self.global_rank}:{micro}") >> 1)
+        seed_micro_batch(self.config.seed, step, self.global_rank, micro)
         if micro == 0:
             self.guard.begin(self, step)
         for group in self.trainer.optimizers[0].param_groups:
@@ -169,7 +169,9 @@ class PretrainModule(pl.LightningModule):
             lr=self.peak_rate,
             betas=optim.betas,
             momentum=optim.momentum,
-            fused=optim.fused,
+            # A fused update undoes the loss scale of float16 itself: what is clipped and judged before it
+            # would still be scaled.
+            fused=False if self.config.trainer.precision.startswith("16") else optim.fused,
         )
 
     def rate(self, step: int) -> float:
@@ -244,3 +246,8 @@ class PretrainModule(pl.LightningModule):
             # Lightning asks all ranks for a SIGTERM in every step and waits for the answer; Checkpointing
             # does that, seldom.
             loop._broadcast_sigterm_tensor = lambda: None
+
+
+def seed_micro_batch(seed: int, step: int, rank: int, micro: int) -> None:
+    """Set torch's random state for a micro-batch of optimiser step `step` (0 is the first)."""
+    torch.manual_seed(stream_key(seed, f"torch:{step}:{rank}:{micro}") >> 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from medloom.data.config import to_dict
+from medloom.data.config import polymorphic, to_dict
 from medloom.data.errors import ConfigError
 from medloom.pretrain.config import (
     PretrainConfig,
@@ -14,6 +14,11 @@ from medloom.pretrain.config import (
     load_config,
     per_rank_batch,
 )
+from medloom.pretrain.encoders import build_encoder
+from medloom.pretrain.fault_tolerance.bad_steps import BadSteps
+from medloom.pretrain.fault_tolerance.guard import Guard
+from medloom.pretrain.module import PretrainModule
+from medloom.pretrain.objectives import OBJECTIVES
 
 
 @pytest.mark.parametrize(
@@ -81,6 +86,21 @@ def test_global_batch_is_divided_or_refused_with_the_numbers() -> None:
         per_rank_batch(config, 4)
     with pytest.raises(ConfigError, match="use 128"):
         per_rank_batch(config, 64)
+
+
+def test_a_fused_update_is_refused_where_it_would_hide_the_loss_scale() -> None:
+    with pytest.raises(ConfigError, match=r"use optim\.fused=auto, or trainer\.precision=bf16-mixed"):
+        load_config("phantom-mae-2d", ["trainer.precision=16-mixed", "optim.fused=true"])
+    config = load_config("phantom-mae-2d", ["trainer.precision=16-mixed"])
+    fused = {}
+    for precision in ("16-mixed", "bf16-mixed"):
+        config.trainer.precision = precision
+        encoder = build_encoder(config.encoder)
+        kind, section = polymorphic(config.objective, OBJECTIVES, "objective")
+        guard = Guard(config.trainer, BadSteps(Path()))
+        module = PretrainModule(config, encoder, kind(section, encoder), guard)
+        fused[precision] = module.configure_optimizers().defaults["fused"]
+    assert fused == {"16-mixed": False, "bf16-mixed": True}
 
 
 def test_only_what_changes_the_computation_is_a_difference() -> None:
