@@ -11,12 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..data.config import read_yaml
 from .encoders.base import Encoder
-from .fault_tolerance.checkpoint import newest
 from .objectives.base import Objective
+from .scale import split
 
 PREFIX = "objective."
 
@@ -34,10 +32,10 @@ def continue_objective(objective: Objective, init_from: str | Path) -> str | Non
     if not (folder / "config.yaml").is_file():
         return None
     saved: dict[str, Any] = read_yaml(folder / "config.yaml").get("objective") or {}
-    checkpoint = newest(folder) if saved.get("name") == objective.config.name else None
+    checkpoint = split.newest(folder) if saved.get("name") == objective.config.name else None
     if checkpoint is None:
         return None
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    state = split.load(checkpoint)["state_dict"]
     copies = [f"{name}." for name, module in objective.named_modules() if isinstance(module, Encoder)]
     mine = {k: v for k, v in objective.state_dict().items() if not k.startswith(tuple(copies))}
     found = {k: state[PREFIX + k] for k in mine if PREFIX + k in state}

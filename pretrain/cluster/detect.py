@@ -91,5 +91,19 @@ def precision(wanted: str, accelerator: str) -> str:
 
     if wanted != "auto":
         return wanted
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if on_gpu(accelerator) and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def on_gpu(accelerator: str) -> bool:
+    """Whether `trainer.accelerator` means a GPU here."""
+    import torch
+
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def autocast(precision: str, device_type: str) -> Any:
+    """The context in which Lightning computes with this precision, for steps outside of a Trainer."""
+    import torch
+
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return torch.autocast(device_type, dtype=half, enabled=half is not None, cache_enabled=False)

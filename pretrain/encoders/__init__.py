@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ...data.config import polymorphic
@@ -39,8 +40,11 @@ ENCODERS: dict[str, type[Encoder]] = {
 }
 
 
-def build_encoder(config: Any) -> Encoder:
+def build_encoder(config: Any, *, download: bool = True) -> Encoder:
     """Build an encoder from its dataclass (`ViT.Config(...)`) or from a mapping with `name`.
+
+    Args:
+        download: False: the weights come from elsewhere, `pretrained` asks no network for them.
 
     Raises:
         ConfigError: unknown name or field, with the near ones; sizes that contradict each other.
@@ -50,4 +54,6 @@ def build_encoder(config: Any) -> Encoder:
     name = str(getattr(config, "name", ""))
     if name not in ENCODERS:
         raise ConfigError(f"unknown encoder {name!r}{nearest(name, set(ENCODERS))}")
+    if not download and getattr(config, "pretrained", False):
+        config = replace(config, pretrained=False)
     return ENCODERS[name](config)

@@ -21,24 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from ...data.config import polymorphic
-from ...data.draws import stream_key
 from ...data.errors import CheckpointError, ConfigError
 from ...data.loader.batches import collate
 from ...data.stream.stream import Stream
-from ..cluster.detect import precision
+from ..cluster.detect import autocast, on_gpu, precision
 from ..config import PretrainConfig
 from ..encoders import build_encoder
 from ..gradients import GradientNorms
-from ..module import PretrainModule
+from ..module import PretrainModule, seed_micro_batch
 from ..objectives import OBJECTIVES
 from ..probes import on_device
+from ..scale import split
 from .bad_steps import BadSteps, Record
-from .checkpoint import newest
 from .guard import Guard
 
 log = logging.getLogger(__name__)
 
-CLOSE = 0.02  # share by which a loss may differ from the recorded one: another device, another precision
 HUGE = 100.0  # normalised intensity that no intact image has
 
 
@@ -106,9 +104,8 @@ def replay(record: Record, folder: Path, config: PretrainConfig) -> Findings:
         CheckpointError: there are no weights at all.
     """
     wanted = config.trainer.accelerator
-    on_gpu = wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    encoder = build_encoder(config.encoder)
+    device = torch.device("cuda" if on_gpu(wanted) else "cpu")
+    encoder = build_encoder(config.encoder, download=False)
     kind, section = polymorphic(config.objective, OBJECTIVES, "objective")
     module = PretrainModule(config, encoder, kind(section, encoder), Guard(config.trainer, BadSteps(folder)))
     weights_step = load_weights(module, folder, record)
@@ -119,8 +116,8 @@ def replay(record: Record, folder: Path, config: PretrainConfig) -> Findings:
     stream = Stream(config.data)
     with _first_bad(module, found):
         for part in parts(record, together=module.objective.least_batch > 1):
-            with context(found.precision, device):
-                seed(config, record, part)
+            with autocast(found.precision, device.type):
+                seed_micro_batch(config.seed, record.step - 1, part["rank"], part["micro"])
                 output = module.objective.step(_batch(module, stream, part["positions"], record), encoder)
             found.losses.append((float(part["loss"]), float(output.loss.detach())))
             (output.loss * part["weight"]).backward()
@@ -128,7 +125,7 @@ def replay(record: Record, folder: Path, config: PretrainConfig) -> Findings:
     found.norms = {"all": float(total), **{name.partition("/")[2]: float(n) for name, n in norms.items()}}
     alone = module.objective.least_batch == 1
     found.samples = [
-        _sample(module, stream, row, record, context(found.precision, device) if alone else None)
+        _sample(module, stream, row, record, autocast(found.precision, device.type) if alone else None)
         for row in _rows(record)
     ]
     return found
@@ -138,13 +135,13 @@ def load_weights(module: PretrainModule, folder: Path, record: Record) -> int:
     """Load the weights before the step, or of the newest checkpoint; returns how many steps they saw."""
     path = folder / "bad" / f"step-{record.step}.ckpt"
     if not path.is_file():
-        last = newest(folder)
+        last = split.newest(folder)
         if last is None:
             raise CheckpointError(
                 f"{folder}: neither {path.name} in bad/ nor a checkpoint: nothing to replay"
             )
         path = last
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = split.load(path)
     try:
         module.load_state_dict(state["state_dict"])
     except RuntimeError as error:
@@ -169,19 +166,6 @@ def parts(record: Record, *, together: bool) -> list[dict[str, Any]]:
         loss = sum(float(batch["loss"]) for batch in batches) / len(batches)
         joined.append({"rank": 0, "micro": micro, "positions": positions, "loss": loss})
     return [{**batch, "weight": 1.0 / len(joined)} for batch in joined]
-
-
-def seed(config: PretrainConfig, record: Record, part: dict[str, Any]) -> None:
-    """torch's random state of this micro-batch, as `PretrainModule.on_train_batch_start` sets it."""
-    torch.manual_seed(stream_key(config.seed, f"torch:{record.step - 1}:{part['rank']}:{part['micro']}") >> 1)
-
-
-def context(precision_: str, device: torch.device) -> Any:
-    """Autocast as the run has it."""
-    if "mixed" not in precision_:
-        return contextlib.nullcontext()
-    dtype = torch.bfloat16 if precision_.startswith("bf16") else torch.float16
-    return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
 
 
 def _batch(module: PretrainModule, stream: Stream, positions: list[int], record: Record) -> Any:
@@ -211,7 +195,7 @@ def _sample(
     loss = None
     if within is not None:
         with within, contextlib.suppress(ValueError):  # a batch norm of one value
-            seed(module.config, record, row)
+            seed_micro_batch(module.config.seed, record.step - 1, row["rank"], row["micro"])
             loss = float(module.objective.step(batch, module.encoder).loss)
     return {**row, "largest": float(batch.image.float().abs().max()), "loss": loss}
 

@@ -27,7 +27,7 @@ import pytorch_lightning as pl
 
 from ...data.config import to_dict
 from ...data.errors import ConfigError
-from ..cluster.detect import Launch
+from ..cluster.detect import Launch, on_gpu
 from ..config import PretrainConfig, per_rank_batch
 from ..ranks import largest
 
@@ -140,9 +140,7 @@ def divisors(number: int) -> list[int]:
 
 def device_of(config: PretrainConfig, launch: Launch) -> str:
     """Where this rank will train: "cpu" or "cuda:INDEX"."""
-    import torch
-
-    if config.trainer.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+    if not on_gpu(config.trainer.accelerator):
         return "cpu"
     index = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     return f"cuda:{launch.devices[index] if isinstance(launch.devices, list | tuple) else index}"

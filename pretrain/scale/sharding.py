@@ -47,7 +47,7 @@ def shard(root: nn.Module, mesh: Any, *, method: str, precision: str, compiled: 
 
     # Said of what encoders return: nothing here writes into it, and their weights stay gathered.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
-    half = precision.startswith("bf16-mixed")
+    half = half_gather(precision)
     for unit in units(root):
         unit.plain_kind = type(unit)  # type: ignore[assignment]
         parts = partial(run_parts, unit)
@@ -77,11 +77,18 @@ def units(root: nn.Module) -> list[nn.Module]:
     return list(dict.fromkeys(found))
 
 
-def _policy(unit: nn.Module, half: bool) -> Any:
+def half_gather(precision: str) -> bool:
+    """Whether this torch sends the matrices of blocks as bfloat16; see the module docstring."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     names = {field.name for field in dataclasses.fields(MixedPrecisionPolicy)}
-    if not half or "param_dtype_override_fn" not in names:
+    return precision.startswith("bf16-mixed") and "param_dtype_override_fn" in names
+
+
+def _policy(unit: nn.Module, half: bool) -> Any:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if not half:
         return MixedPrecisionPolicy(cast_forward_inputs=False)
     products = [module for module in unit.modules() if isinstance(module, nn.Linear | _ConvNd)]
     cast = {id(module.weight) for module in products}
@@ -182,14 +189,12 @@ def gathered(encoder: Encoder) -> Encoder:
 
     Only the copy can be written to a file by one rank.
     """
-    from ...data.config import to_dict
     from ..encoders import build_encoder
 
     tensors = encoder.state_dict()
     if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
         return encoder
-    config = to_dict(encoder.config)
-    copy = build_encoder({**config, "pretrained": False} if "pretrained" in config else config)
+    copy = build_encoder(encoder.config, download=False)
     copy.load_state_dict(full_state(tensors))
     copy.config = encoder.config
     return copy

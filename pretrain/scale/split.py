@@ -144,6 +144,13 @@ def fault(path: Path) -> str | None:
     return f"the SHA-256 of {wrong[0]} is wrong" if wrong else None
 
 
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint, whole or in parts, as plain training writes it; by one process for itself."""
+    if path.is_dir():
+        return read(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
 def read(path: Path) -> dict[str, Any]:
     """A checkpoint in parts as plain training writes it, whole, in host memory; by one process for itself."""
     metadata: dict[str, Any] = dcp.FileSystemReader(path).read_metadata().state_dict_metadata

@@ -20,7 +20,7 @@ import torch
 from ...data.config import structured
 from ...data.loader.batches import collate
 from ...data.stream.stream import Stream
-from ..cluster.detect import precision
+from ..cluster.detect import autocast, precision
 from ..config import PretrainConfig, complete
 from ..fault_tolerance.bad_steps import BadSteps
 from ..fault_tolerance.guard import Guard
@@ -49,9 +49,7 @@ class Trial:
         guard = Guard(config.trainer, BadSteps(Path()))
         self.module = PretrainModule(config, encoder, objective, guard).to(self.device)
         self.optimiser = self.module.configure_optimizers()
-        kind = precision(config.trainer.precision, config.trainer.accelerator)
-        half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(kind)
-        self.cast = {"device_type": self.device.type, "dtype": half, "enabled": half is not None}
+        self.precision = precision(config.trainer.precision, config.trainer.accelerator)
 
     def peak(self, sizes: Sequence[int]) -> float | None:
         """Bytes at the peak of steps of `sizes` samples, one for each shape class."""
@@ -71,7 +69,7 @@ class Trial:
         several = len(self.data.classes)
         samples = [self.data[position * several + kind] for position in range(size)]
         batch = self.module.prepared(on_device(collate(samples), self.device), 0)
-        with torch.autocast(**self.cast):
+        with autocast(self.precision, self.device.type):
             loss = self.module.objective.step(batch, self.module.encoder).loss
         self.optimiser.zero_grad()
         loss.backward()
