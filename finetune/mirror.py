@@ -18,7 +18,7 @@ from typing import Any
 from ..data.config import to_dict
 from ..data.shards.manifest import Manifest
 from ..pretrain.artefact import fingerprint
-from ..pretrain.folder import environment
+from ..pretrain.folder import ENVIRONMENT, environment
 from ..pretrain.tracking import Artifact, Tracker, TrackingConfig, group_of, lineage
 from .config import FinetuneConfig
 
@@ -46,7 +46,8 @@ class FinetuneMirror:
         """An arm is trained and written."""
         facts = json.loads((folder / "arm.json").read_text())
         self._summary |= {f"{arm}/best/{name}": value for name, value in facts["validation"].items()}
-        self._tracker.made(model(self._config, arm, folder))
+        if self._tracker.active:  # the hash reads the whole model
+            self._tracker.made(model(self._config, arm, folder))
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -57,7 +58,7 @@ class FinetuneMirror:
 @contextmanager
 def mirrored(config: FinetuneConfig, folder: Path, manifest: Manifest) -> Iterator[FinetuneMirror]:
     """The tracker of a fine-tuning run, from its first arm to its last; RUN/encoder.json is written."""
-    values = {**to_dict(config), "environment": environment()}
+    values = {**to_dict(config), "environment": json.loads((folder / ENVIRONMENT).read_text())}
     tracker = Tracker(folder, config.tracking, name=folder.name, values=values, job="finetune")
     tracker.uses(lineage.shards(manifest))
     tracker.uses(lineage.encoder(json.loads((folder / "encoder.json").read_text())))

@@ -126,15 +126,16 @@ def disks() -> Iterator[Finding]:
 
 def tracking() -> Iterator[Finding]:
     """W&B: online with a login, else offline (and how to send the runs later)."""
-    mode = os.environ.get("WANDB_MODE", "")
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    login = bool(os.environ.get("WANDB_API_KEY")) or (
-        netrc.exists() and "wandb" in netrc.read_text(errors="ignore")
-    )
-    if mode in {"offline", "disabled"}:
-        yield Finding("wandb", "note", f"WANDB_MODE={mode}", "unset it to log online")
-    elif login:
+    from ..pretrain.tracking.wandb_backend import choose_mode, logged_in
+
+    mode, said = choose_mode("auto"), os.environ.get("WANDB_MODE")
+    if mode == "online" and logged_in():
         yield Finding("wandb", "ok", "logged in")
+    elif mode == "online":
+        yield Finding("wandb", "note", f"WANDB_MODE={said} without a login", "`wandb login`, or unset it")
+    elif said:
+        kept = "not logged" if mode == "disabled" else "kept offline"
+        yield Finding("wandb", "note", f"WANDB_MODE={said}: runs are {kept}", "unset it to log online")
     else:
         yield Finding(
             "wandb", "note", "no login: runs are kept offline", "`wandb login`, or `wandb sync` later"

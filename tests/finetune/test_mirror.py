@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from medloom.finetune import mirror
 from medloom.finetune.evaluation import evaluate
 from medloom.finetune.run import finetune
-from medloom.pretrain.tracking import Artifact, tracker
+from medloom.pretrain.tracking import Artifact, TrackingConfig, tracker
 from medloom.pretrain.tracking.base import Backend, Segment
 
 from .conftest import SALT, Workshop
@@ -81,6 +82,7 @@ def test_fine_tuning_and_its_evaluation_are_linked_and_name_no_case(
     mirrored = [row for row in tuned.rows if any(key.startswith("scratch/") for key in row)]
     assert [row["step"] for row in mirrored] == [row["step"] for row in rows]
     assert [row.get("scratch/loss") for row in mirrored] == [row.get("loss") for row in rows]
+    assert tuned.segment.values["environment"] == json.loads((run / "env.json").read_text())
     assert not tuned.summary["failed"] and "pretrained/best/dice" in tuned.summary
 
     assert [artifact.kind for artifact in tuned.used] == ["dataset", "encoder"]
@@ -105,6 +107,20 @@ def test_fine_tuning_and_its_evaluation_are_linked_and_name_no_case(
     assert len(keys) >= 4
     for canary in (*keys, SALT, str(tmp_path), str(workshop.root)):
         assert canary not in sent, canary
+
+
+def test_without_a_tracker_no_model_is_hashed(
+    workshop: Workshop, volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "fingerprint", lambda _: pytest.fail("read the whole model"))
+    mirrors = mirror.FinetuneMirror(
+        tracker.Tracker(tmp_path, TrackingConfig(tracker="none"), name="x", values={}),
+        workshop.config(volumes, tmp_path / "run"),
+    )
+    (tmp_path / "arm.json").write_text('{"validation": {"dice": 0.5}}')
+    (tmp_path / "model.safetensors").write_bytes(bytes(10))
+    mirrors.finished("scratch", tmp_path)
+    assert mirrors.summary == {"scratch/best/dice": 0.5}
 
 
 def test_a_finished_run_is_not_told_again(

@@ -15,6 +15,31 @@ def test_a_sound_machine_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert "offline" in shown
 
 
+@pytest.mark.parametrize(
+    ("environment", "machine", "says"),
+    [
+        ({}, "api.wandb.ai", "logged in"),
+        ({"WANDB_BASE_URL": "https://tracker.example:8080"}, "tracker.example", "logged in"),
+        ({"WANDB_BASE_URL": "https://tracker.example:8080"}, "api.wandb.ai", "no login"),
+        ({}, "wandb.elsewhere.example", "no login"),
+        ({"WANDB_MODE": "dryrun"}, "api.wandb.ai", "kept offline"),
+        ({"WANDB_MODE": "disabled"}, "api.wandb.ai", "not logged"),
+        ({"WANDB_MODE": "online"}, "elsewhere.example", "without a login"),
+    ],
+)
+def test_tracking_is_told_as_runs_choose_it(
+    environment: dict[str, str], machine: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "netrc").write_text(f"machine {machine} login user password {'0' * 40}\n")
+    (finding,) = doctor.tracking()
+    assert says in finding.found and (finding.state == "ok") == (says == "logged in")
+
+
 def test_missing_shards_are_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--shards", str(tmp_path)]) == 1
     assert "fault" in capsys.readouterr().out
