@@ -134,12 +134,20 @@ def load_into(encoder: Encoder, name: str | Path, *, strict: bool = True) -> Rep
     (left out where this encoder computes its own), kernels of a 2D network for a 3D one; class and register
     tokens that the source lacks keep their first values. Everything else must agree.
     """
-    source, report = load_encoder(name, strict=strict)
+    return start_from(encoder, *load_encoder(name, strict=strict), strict=strict)
+
+
+def start_from(encoder: Encoder, source: Encoder, report: Report, *, strict: bool = True) -> Report:
+    """Start an encoder from another that was loaded, see `load_into`.
+
+    Args:
+        report: of loading `source`.
+    """
     tensors = {key.removeprefix(source.inner): tensor for key, tensor in source.state_dict().items()}
     known = set(report.missing)
     tensors = {key: tensor for key, tensor in tensors.items() if source.inner + key not in known}
     adapted = adapt(source, encoder, tensors)
-    result = fill(encoder, tensors, str(name), strict, report.record, new_tokens=True)
+    result = fill(encoder, tensors, report.source, strict, report.record, new_tokens=True)
     result.adapted += adapted
     result.unexpected += report.unexpected
     return result

@@ -18,16 +18,15 @@ from ..artefact import TIMM_CONFIG, TIMM_WEIGHTS
 from ..encoders import Encoder, build_encoder
 from ..sources import CHECKPOINTS, LIBRARIES, locate
 from ..transfer import Report
-from ..weights import load_encoder, load_into, named_tensors, save_encoder, write_tensors
+from ..weights import describe, load_encoder, named_tensors, save_encoder, start_from, write_tensors
 from .inflate import solid_section
+from .names import PREFIXES
 from .nnunet import write_nnunet
 from .onnx import write_encoder_onnx
 
-# What the encoder itself says, and what belongs to one file.
-_DESCRIPTION = (
-    "format", "architecture", "ndim", "patch_size", "embed_dim", "in_channels", "parameters", "file", "bytes",
-    "sha256",
-)  # fmt: skip
+_FILE = ("file", "bytes", "sha256")  # keys of encoder.json that belong to one file, not to the training
+# What was found on these very weights: changed ones were neither scored nor released.
+_OF_WEIGHTS = ("scores", "gate", "probes", "release", "compute", "timm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +75,19 @@ def convert(
 
 def load_source(name: str, *, in_channels: int | None = None, patch_depth: int | None = None) -> Source:
     """Load, adapt, and say what is known of it."""
-    encoder, report = load_encoder(name, in_channels=in_channels)
-    adapted = list(report.adapted)
-    if patch_depth is not None:
-        solid = build_encoder(solid_section(encoder, patch_depth))
-        report = load_into(solid, name)
-        encoder, adapted = solid, list(report.adapted)
-    return Source(encoder, report, _provenance(name, encoder, report.record, adapted))
+    if patch_depth is None:
+        encoder, report = load_encoder(name, in_channels=in_channels)
+    else:
+        flat, report = load_encoder(name)
+        channels = {} if in_channels is None else {"in_channels": in_channels}
+        encoder = build_encoder({**solid_section(flat, patch_depth), **channels})
+        report = start_from(encoder, flat, report)
+    return Source(encoder, report, _provenance(name, encoder, report.record, list(report.adapted)))
 
 
 def _provenance(name: str, encoder: Encoder, record: Mapping[str, Any], adapted: list[str]) -> dict[str, Any]:
-    said: dict[str, Any] = {key: value for key, value in record.items() if key not in _DESCRIPTION}
+    known = {*describe(encoder), *_FILE}
+    said: dict[str, Any] = {key: value for key, value in record.items() if key not in known}
     if not record:
         checkpoint = _checkpoint(name)
         if checkpoint is not None:
@@ -94,9 +95,10 @@ def _provenance(name: str, encoder: Encoder, record: Mapping[str, Any], adapted:
 
             said = record_of(checkpoint)
         else:
-            said = {"source": name if name.startswith((*LIBRARIES, "hf")) else Path(name).name}
+            said = {"source": _without_folders(name)}
     if not adapted:
         return said
+    said = {key: value for key, value in said.items() if key not in _OF_WEIGHTS}
     contract: dict[str, Any] = dict(said.get("input") or {})
     if contract:
         contract["channels"] = encoder.in_channels
@@ -106,9 +108,19 @@ def _provenance(name: str, encoder: Encoder, record: Mapping[str, Any], adapted:
     return {**said, "converted": {"sha256": record.get("sha256"), "adapted": adapted}}
 
 
+def _without_folders(name: str) -> str:
+    """A name as the record keeps it: no folder of this machine."""
+    if name.startswith(PREFIXES):
+        return name
+    if name.startswith(LIBRARIES):
+        model, sign, file = name.partition("@")
+        return f"{model}{sign}{Path(file).name}"
+    return Path(name).name
+
+
 def _checkpoint(name: str) -> Path | None:
     """The training checkpoint that `name` stands for; None: it is none."""
-    path = locate(name)
+    path = locate(name, weights=False)
     if path is not None and path.is_dir():
         path = next((p for p in (path / "last.ckpt", path / "previous.ckpt") if p.is_file()), None)
     return path if path is not None and path.suffix in CHECKPOINTS else None

@@ -13,7 +13,7 @@ import timm
 import torch
 from medloom.data.errors import CheckpointError, ConfigError
 from medloom.pretrain.encoders import build_encoder
-from medloom.pretrain.hub.convert import convert
+from medloom.pretrain.hub.convert import _without_folders, convert
 from medloom.pretrain.run import pretrain
 from medloom.pretrain.weights import load_encoder, read_record, save_encoder
 from safetensors.torch import load_file
@@ -110,6 +110,36 @@ def test_the_record_keeps_what_was_trained_and_says_what_was_done(flat: Path, tm
     assert "3 -> 1 channels" in after["converted"]["adapted"][0]
     convert(str(flat), "artefact", tmp_path / "same")
     assert read_record(tmp_path / "same" / "encoder.json") == before
+
+
+def test_changed_weights_do_not_keep_what_was_found_on_others(flat: Path, tmp_path: Path) -> None:
+    found = {
+        "scores": [1],
+        "gate": [1],
+        "probes": {"a": 1},
+        "release": {"name": "x"},
+        "compute": {"hours": 1},
+    }
+    record = {**read_record(flat / "encoder.json"), **found, "timm": True, "licences": {"parts": []}}
+    (flat / "encoder.json").write_text(json.dumps(record))
+    convert(str(flat), "artefact", tmp_path / "same")
+    assert read_record(tmp_path / "same" / "encoder.json") == record
+    convert(str(flat), "artefact", tmp_path / "grey", in_channels=1)
+    grey = read_record(tmp_path / "grey" / "encoder.json")
+    assert not {*found, "timm"} & set(grey) and grey["training"] == TRAINING and "licences" in grey
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("monai:SwinUNETR@/data/of/me/model.pt", "monai:SwinUNETR@model.pt"),
+        ("hf-hub:org/name@main", "hf-hub:org/name@main"),
+        ("hfolder/of/me/encoder", "encoder"),
+        ("timm:resnet18.a1_in1k", "timm:resnet18.a1_in1k"),
+    ],
+)
+def test_the_record_names_its_source_without_folders(name: str, said: str) -> None:
+    assert _without_folders(name) == said
 
 
 FLAT: dict[str, dict[str, Any]] = {
