@@ -39,7 +39,12 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal digits; about a second a gigabyte."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def fingerprint(path: Path) -> dict[str, Any]:
     """Size in bytes and sha256 of a file."""
-    with path.open("rb") as stream:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

@@ -4,7 +4,8 @@ huggingface_hub does the transfer: cache, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE,
 file. Added here: a name of the registry never asks the network once it is cached; overload and faults of the
 server are tried again; the SHA-256 of the weights is compared with what is pinned, with encoder.json and with
 the name under which the hub stores them (huggingface_hub compares none of them), at the price of reading the
-file once, a second a gigabyte. Damaged files leave the cache and are fetched once more.
+file, a second a gigabyte (whoever loads it reads and compares it once more). Damaged files leave the cache
+and are fetched once more.
 """
 
 from __future__ import annotations
@@ -12,20 +13,18 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...data.errors import CheckpointError
-from ..artefact import RECORD, REFERENCE, TIMM_CONFIG, TIMM_WEIGHTS, WEIGHTS, fingerprint
+from ..artefact import CARD, MODELING, RECORD, REFERENCE, TIMM_CONFIG, TIMM_WEIGHTS, WEIGHTS, sha256
 from .errors import explained, passing, status_of, unreachable
 from .names import HubName
 
 log = logging.getLogger(__name__)
 
-CARD = "README.md"
 DESCRIPTION = (RECORD, TIMM_CONFIG, CARD)
-ENCODER = (*DESCRIPTION, WEIGHTS, TIMM_WEIGHTS, REFERENCE, "modeling.py")
+ENCODER = (*DESCRIPTION, WEIGHTS, TIMM_WEIGHTS, REFERENCE, MODELING)
 ATTEMPTS = 4
 WAIT = 1.0  # seconds before the second attempt, then twice as long each time, or as long as the hub asks for
 LONGEST_WAIT = 60.0
@@ -40,13 +39,13 @@ def fetch(name: HubName, files: Sequence[str] = ENCODER) -> Path:
     """
     folder = _fetched(name, files)
     _check_there(folder, name, files)
-    damaged = _damaged(folder, name)
+    damaged = _damaged(folder, name, files)
     if damaged is None:
         return folder
     log.warning("%s: %s is damaged in the cache; fetching it again", name.text, damaged.name)
     _forget(damaged)
     folder = _fetched(name, files)
-    damaged = _damaged(folder, name)
+    damaged = _damaged(folder, name, files)
     if damaged is not None:
         _forget(damaged)
         raise CheckpointError(
@@ -103,7 +102,7 @@ def _fetched(name: HubName, files: Sequence[str]) -> Path:
             if newest == commit_of(here):
                 return here
             log.info("%s: changed from commit %s to %s", name.text, commit_of(here)[:12], str(newest)[:12])
-        return _again(
+        return again(
             lambda: Path(snapshot_download(name.repo, revision=name.revision, allow_patterns=list(files))),
             name,
         )
@@ -113,7 +112,7 @@ def _fetched(name: HubName, files: Sequence[str]) -> Path:
         raise explained(error, name, endpoint()) from error
 
 
-def _again(download: Any, name: HubName) -> Path:
+def again(download: Callable[[], Path], name: HubName) -> Path:
     """Call `download` until it does, while what fails may pass."""
     for attempt in range(ATTEMPTS):
         try:
@@ -161,17 +160,17 @@ def _check_there(folder: Path, name: HubName, files: Sequence[str]) -> None:
     raise CheckpointError(f"{name.text}: {endpoint()}/{name.repo} {fault}: not an encoder of medloom or timm")
 
 
-def _damaged(folder: Path, name: HubName) -> Path | None:
-    """A file of weights that is not what the hub or encoder.json says; None: all are.
+def _damaged(folder: Path, name: HubName, files: Sequence[str]) -> Path | None:
+    """One of these files, of weights, that is not what the hub or encoder.json says; None: all are.
 
     Raises:
         CheckpointError: the weights are whole, but not those that the registry pins.
     """
     for file in (WEIGHTS, TIMM_WEIGHTS):
         path = folder / file
-        if not path.is_file():
+        if file not in files or not path.is_file():
             continue
-        found = fingerprint(path)["sha256"]
+        found = sha256(path)
         stored = path.resolve().name  # large files lie under their SHA-256
         said = stored if len(stored) == 64 else _recorded(folder) if file == WEIGHTS else None
         if said is not None and found != said:

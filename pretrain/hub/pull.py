@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,18 +44,27 @@ def pull(text: str, to: Path | None = None) -> Pulled:
     pinned = f"hf-hub:{hub.repo}@{commit_of(folder)}" if hub is not None and named else text
     files = [folder / name for name in ENCODER if (folder / name).is_file()]
     if to is not None:
-        folder = _copied(files, Path(to), text)
+        folder = Path(to)
+        _refuse_others(folder, {path.name for path in files}, text)
+        copied(files, folder)
     return Pulled(pinned, folder, sum((folder / path.name).stat().st_size for path in files))
 
 
-def _copied(files: list[Path], to: Path, text: str) -> Path:
-    """The files as plain files in `to`, each whole or not there."""
-    names = {path.name for path in files}
+def _refuse_others(to: Path, names: set[str], text: str) -> None:
+    """Raises CheckpointError where a folder holds other files than these."""
     others = [entry.name for entry in to.iterdir() if entry.name not in names] if to.is_dir() else []
     if others:
         raise CheckpointError(
             f"{to}: holds other files ({sorted(others)[0]}): choose an empty folder for {text}"
         )
+
+
+def copied(files: Sequence[Path], to: Path) -> None:
+    """Copy files into `to` as plain files, each whole or not there.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
     try:
         to.mkdir(parents=True, exist_ok=True)
         for path in files:
@@ -63,4 +73,3 @@ def _copied(files: list[Path], to: Path, text: str) -> Path:
     except OSError as error:
         mend = "free space, or choose another folder" if full(error) else "choose another folder"
         raise CheckpointError(f"{to}: cannot be written ({error.strerror or error}): {mend}") from error
-    return to

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...data.errors import CheckpointError, ConfigError, nearest
-from ..artefact import WEIGHTS, fingerprint
+from ..artefact import WEIGHTS, sha256
 from .fetch import DESCRIPTION, ENCODER, fetch
 from .names import PREFIXES, HubName, hub_name, of_release
 from .registry import Release, registry
@@ -57,7 +57,7 @@ def _own(release: Release, weights: bool) -> Path:
         raise CheckpointError(
             f"{release.name}: {folder} is not there: get the folder from where the registry came from"
         )
-    if weights and (folder / WEIGHTS).is_file() and fingerprint(folder / WEIGHTS)["sha256"] != release.sha256:
+    if weights and (folder / WEIGHTS).is_file() and sha256(folder / WEIGHTS) != release.sha256:
         raise CheckpointError(
             f"{release.name}: {folder / WEIGHTS} has not the SHA-256 that the registry pins: fetch it again"
         )

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ...data.atomic import replacing
 from ...data.errors import CheckpointError
-from ..artefact import fingerprint
+from ..artefact import sha256
 from .record import ZooRecord, load_record
 
 log = logging.getLogger(__name__)
@@ -31,7 +29,7 @@ def fetched(record: ZooRecord) -> Path:
         raise CheckpointError(f"zoo:{record.name}: {source.by_hand}; then name it zoo:{record.name}@FILE")
     path = _from_hub(record) if source.hub else _from_address(record)
     if source.sha256:
-        found = fingerprint(path)["sha256"]
+        found = sha256(path)
         if found != source.sha256:
             raise CheckpointError(
                 f"zoo:{record.name}: {path.name} has SHA-256 {found[:12]}, the record says "
@@ -49,6 +47,8 @@ def pulled(name: str, to: Path | None = None) -> Path | None:
     Raises:
         CheckpointError: see `fetched`; a copy of what only timm can read; `to` cannot be written.
     """
+    from ..hub.pull import copied
+
     record = load_record(name)
     if record.download.timm:
         if to is not None:
@@ -63,14 +63,7 @@ def pulled(name: str, to: Path | None = None) -> Path | None:
     path = fetched(record)
     if to is None:
         return path
-    try:
-        to.mkdir(parents=True, exist_ok=True)
-        with replacing(to / path.name) as temporary:
-            shutil.copyfile(path, temporary)
-    except OSError as error:
-        raise CheckpointError(
-            f"{to}: cannot be written ({error.strerror or error}): choose another"
-        ) from error
+    copied([path], to)
     return to / path.name
 
 
@@ -84,15 +77,16 @@ def _from_hub(record: ZooRecord) -> Path:
     from huggingface_hub import hf_hub_download
 
     from ..hub.errors import explained
-    from ..hub.fetch import endpoint
+    from ..hub.fetch import again, endpoint
     from ..hub.names import HubName
 
     source = record.download
     repository, file = str(source.hub), str(source.file)
+    name = HubName(f"zoo:{record.name}", repository, source.revision)
     try:
-        path = Path(hf_hub_download(repository, file, revision=source.revision))
+        path = again(lambda: Path(hf_hub_download(repository, file, revision=source.revision)), name)
     except Exception as error:  # the hub's errors have no common base but Exception
-        found = explained(error, HubName(f"zoo:{record.name}", repository, source.revision), endpoint())
+        found = explained(error, name, endpoint())
         raise CheckpointError(str(found).replace("name it instead", f"name zoo:{record.name}@DIR")) from error
     log.info("zoo:%s: %s of %s, commit %s", record.name, file, repository, _commit(path, file))
     return path

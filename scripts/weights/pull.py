@@ -17,12 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch, and say how to use it."""
+    from ...data.errors import ConfigError
     from ...pretrain.hub.pull import pull
     from ...pretrain.zoo.record import split_name
     from ..console import say, size
 
     other = split_name(arguments.name)
     if other is not None:
+        if other[1] is not None:
+            raise ConfigError(
+                f"{arguments.name}: names a file that is here: leave out @{other[1]} to fetch it"
+            )
         return _of_zoo(other[0], arguments.to)
     pulled = pull(arguments.name, arguments.to)
     name = str(pulled.folder) if arguments.to is not None else pulled.pinned

@@ -82,6 +82,7 @@ def test_a_bare_name_is_fetched_once_and_loads_strictly(
     encoder, report = load_encoder("tiny")
     assert not report.missing and not report.unexpected
     assert torch.equal(encoder.state_dict()["norm.weight"], state["net.norm.weight"])
+    assert main(["weights", "pull", "zoo:tiny@weights.safetensors"]) == 2, "nothing to fetch"
     before = hub.gets("weights.safetensors")
     load_encoder("zoo:tiny")
     assert hub.gets("weights.safetensors") == before > 0
@@ -104,6 +105,12 @@ def test_a_folder_taken_along_serves_a_machine_without_a_network(
     with pytest.raises(CheckpointError, match=r"medloom weights pull zoo:tiny.* name zoo:tiny@DIR"):
         load_encoder("tiny")
     assert not load_encoder(f"zoo:tiny@{tmp_path / 'along'}")[1].missing
+
+
+def test_a_fault_that_passes_is_survived(folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medloom.pretrain.hub.fetch.WAIT", 0.0)
+    hub.only, hub.faults = "/cdn/", ["500"]
+    assert not load_encoder("tiny")[1].missing
 
 
 @pytest.mark.parametrize(

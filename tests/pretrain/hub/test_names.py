@@ -11,9 +11,11 @@ import pytest
 import torch
 from medloom.data.errors import CheckpointError, ConfigError
 from medloom.pretrain.encoders import build_encoder
+from medloom.pretrain.hub.convert import convert
 from medloom.pretrain.hub.pull import pull
 from medloom.pretrain.hub.registry import registry
-from medloom.pretrain.weights import load_encoder, save_encoder
+from medloom.pretrain.sources import read_source
+from medloom.pretrain.weights import load_encoder, read_record, save_encoder
 
 from ..hub_server import Hub
 from .small import NAME, REPO, VIT, features, offline, register
@@ -216,6 +218,21 @@ def test_a_folder_of_a_released_name_is_meant_by_its_path(
 
 def test_a_pulled_repository_has_a_name_that_pins_it(published: Hub) -> None:
     assert pull(NAME).pinned == f"{NAME}@{published.repositories[REPO].head}"
+
+
+def test_a_conversion_asks_the_hub_once(published: Hub, tmp_path: Path) -> None:
+    pull(NAME)
+    published.seen.clear()
+    convert(NAME, "artefact", tmp_path / "solid", in_channels=1, patch_depth=4)
+    assert published.gets("/api/") == 1
+    adapted = read_record(tmp_path / "solid" / "encoder.json")["converted"]["adapted"]
+    assert any("channels" in line for line in adapted)
+
+
+def test_the_record_alone_reads_no_weights(known: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pull(known)
+    monkeypatch.setattr("medloom.pretrain.hub.fetch.sha256", None)
+    assert read_source(known, weights=False)[2]["embed_dim"] == 24
 
 
 def test_what_an_encoder_is_needs_no_weights(known: str, published: Hub) -> None:
