@@ -18,6 +18,7 @@ from typing import Any
 from ...data.atomic import write_text
 from ...data.config import find_config, read_yaml, structured, to_dict, to_yaml
 from ...data.errors import ConfigError, nearest
+from ...pretrain.hub.registry import registry
 from ..config import PROTOCOLS, FinetuneConfig, load_config
 
 FILE = "benchmark.yaml"
@@ -113,10 +114,14 @@ def load_benchmark(
 
 
 def resolve(source: str) -> str:
-    """What `load_encoder` takes, for the name of an encoder as a benchmark gives it; paths become whole."""
+    """What `load_encoder` takes, for the name of an encoder as a benchmark gives it; paths become whole.
+
+    A released name stays one where a folder here has it, too, as everywhere (`./NAME` is the folder).
+    """
     prefix = "random:" if source.startswith("random:") else ""
-    path = Path(source.removeprefix(prefix)).expanduser()
-    return f"{prefix}{path.absolute()}" if path.exists() else source
+    name = source.removeprefix(prefix)
+    path = Path(name).expanduser()
+    return f"{prefix}{path.absolute()}" if path.exists() and name not in registry() else source
 
 
 def encoder_name(source: str) -> str:

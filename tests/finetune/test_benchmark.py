@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from medloom.data.errors import ConfigError
 from medloom.finetune.benchmark.cell import run_cell, state
-from medloom.finetune.benchmark.config import BenchmarkConfig, load_benchmark, record_folder
+from medloom.finetune.benchmark.config import BenchmarkConfig, load_benchmark, record_folder, resolve
 from medloom.finetune.benchmark.grid import encoders_of, grid, share
 from medloom.finetune.benchmark.page import score_rows, summary_rows, write_page
 from medloom.finetune.benchmark.pool import run_cells
@@ -122,6 +122,19 @@ def test_encoders_get_names_and_keep_them(workshop: Any, pictures: Path, tmp_pat
     (tmp_path / "thesis" / "chapter.tex").write_text("text")
     with pytest.raises(ConfigError, match="no benchmark"):
         record_folder(load_benchmark(None, asked(workshop, tmp_path / "thesis")))
+
+
+def test_a_released_name_stays_one_beside_a_folder_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = {"train": "medloom pretrain tiny-mae-2d"}
+    (tmp_path / "registry.yaml").write_text(json.dumps({"chest-2d": released}))
+    for name in ("chest-2d", "mine"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("MEDLOOM_WEIGHTS", str(tmp_path / "registry.yaml"))
+    monkeypatch.chdir(tmp_path)
+    assert resolve("chest-2d") == "chest-2d" and resolve("random:chest-2d") == "random:chest-2d"
+    assert resolve("./chest-2d") == str(tmp_path / "chest-2d") and resolve("mine") == str(tmp_path / "mine")
 
 
 def test_options_of_finished_cells_stay(workshop: Any, board: BenchmarkConfig) -> None:
