@@ -30,7 +30,6 @@ from .mirror import Mirror
 from .module import PretrainModule
 from .scale.sharding import whole
 from .speed import Speed, peak
-from .stall import StallWatch
 from .tracking import METRICS, Journal, read_rows
 
 log = logging.getLogger(__name__)
@@ -61,17 +60,18 @@ class Recorder(pl.Callback):
         self.config = config
         self.journal = Journal(folder, keep_until=start) if main else None
         self.mirror = mirror
-        self._stall = StallWatch(60 * config.tracking.stall_minutes, self._stalled) if main else None
         self.progress = progress if main else None
         self.probe: Probe | None = None
         self.panels: Panels | None = None
         self.row: dict[str, Any] = {}
+        self._bad_steps = 0  # told already
         self._watch = Watch(config.optim.warmup_fraction * config.steps, RULES + CLOCK_RULES)
         self._standing: list[Alarm] = []
         if main:  # alarms look at several rows: a resumed run goes on with those that it wrote
             for row in read_rows(folder / METRICS):
                 self._standing = self._watch.see(row)
-        self._speed = self.speed = Speed()  # what it counts, the profile asks for, too
+                self._bad_steps = row.get("bad_steps", self._bad_steps)
+        self.speed = Speed()  # what it counts, the profile asks for, too
         self._begin = 0.0
         self._row_step = self._step = -1
 
@@ -79,15 +79,13 @@ class Recorder(pl.Callback):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._speed.leave()
-        if self._stall is not None:
-            self._stall.close()
+        self.speed.leave()
         if self.journal is not None:
             self.journal.close()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure the device's peak, start the clock; tell the first line of progress."""
-        self._speed.peak = peak(pl_module.device, str(trainer.precision))
+        self.speed.peak = peak(pl_module.device, str(trainer.precision))
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._begin = time.monotonic()
@@ -96,21 +94,17 @@ class Recorder(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the work of the first batch of each shape."""
-        if self._stall is not None:
-            self._stall.works()
-        self._speed.start(batch["image"].shape, pl_module.encoder)
+        self.speed.start(batch["image"].shape, pl_module.encoder)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Leave nothing behind that would count what runs after a failed step."""
-        self._speed.leave()
-        if self._stall is not None:
-            self._stall.works()
+        self.speed.leave()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the row of this step when one is due."""
-        self._speed.stop(batch["image"].shape)
+        self.speed.stop(batch["image"].shape)
         step = trainer.global_step
         if step == self._step:  # a micro-batch of an unfinished step
             pl_module.end_of_work()
@@ -121,13 +115,6 @@ class Recorder(pl.Callback):
             else:
                 pl_module.end_of_work()
             self._tell(step)
-        if self._stall is not None and step < self.config.steps:
-            self._stall.waits()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Nobody waits for a batch any more."""
-        if self._stall is not None:
-            self._stall.works()
 
     def _record(self, trainer: pl.Trainer, module: PretrainModule, step: int) -> None:
         """Everything that is due at `step`; collective: every rank calls it."""
@@ -171,11 +158,12 @@ class Recorder(pl.Callback):
             "step": step, "samples": samples, "time": round(time.monotonic() - self._begin, 3),
             "loss": math.nan, **means,  # no loss where all steps of the window were left out
             "lr": module.rate(step - 1), "samples_per_s": done / seconds,
-            "data_wait": module.wait_seconds / seconds, **self._speed.close(seconds, ranks.world()),
+            "data_wait": module.wait_seconds / seconds, **self.speed.close(seconds, ranks.world()),
         }  # fmt: skip
         if len(module.guard.known):
             row["bad_steps"] = len(module.guard.known)
-            if row["bad_steps"] > self.row.get("bad_steps", 0):
+            if row["bad_steps"] > self._bad_steps:
+                self._bad_steps = row["bad_steps"]
                 self.mirror.alert("bad step", "a step was left out; the run's folder bad/ says which", step)
         if torch.cuda.is_available() and module.device.type == "cuda":
             row["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(module.device) / 2**30, 3)
@@ -198,7 +186,7 @@ class Recorder(pl.Callback):
         for name in sorted(before - {alarm.name for alarm in self._standing}):
             log.info("step %d: alarm %s is over", row["step"], name)
 
-    def _stalled(self, seconds: float) -> None:
+    def stalled(self, seconds: float) -> None:
         """The loader has given nothing for long; called from the thread that looks at the clock."""
         text = f"no batch for {seconds / 60:.0f} minutes: the loader or its storage stands still"
         log.warning("step %d: %s", max(self._step, 0), text)

@@ -51,6 +51,7 @@ from .scale.profile import Profiling
 from .scale.sharding import gathered
 from .scale.split import CheckpointFiles, newest, step_of
 from .scale.strategy import build_strategy
+from .stall import StallWatch
 from .weights import WEIGHTS, load_encoder, load_into, save_encoder
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def pretrain(
         if step_of(checkpoint) >= config.steps and (folder.path / WEIGHTS).is_file():
             log.info("%s is complete at step %d", folder.path, step_of(checkpoint))
             return folder.path
-        if stop.received and preempt.before_start(trainer.world_size, main and config.trainer.requeue):
+        if stop.received and leaves_before_start(config, trainer.world_size, main, beat):
             return folder.path
         known = BadSteps(folder.path)
         mirror.open(folder.path, step_of(checkpoint), data, ancestor)
@@ -108,14 +109,29 @@ def pretrain(
             ranks.barrier()  # rank 0 may still have been writing
             encoder, objective, ancestor = build(config)
             trainer, checkpoint = make_trainer(config, launch), newest(folder.path)
-        released = gathered(objective.released(encoder))
-        if main and finished:
-            record = provenance(config, data.shards.manifest, data, objective, ancestor)
-            save_encoder(folder.path, released, record)
-            mirror.done(folder.path)
+        if finished:
+            released = gathered(objective.released(encoder))
+            if main:
+                record = provenance(config, data.shards.manifest, data, objective, ancestor)
+                save_encoder(folder.path, released, record)
+                mirror.done(folder.path)
     if main and not finished and config.trainer.requeue and preempt.requeue():
         beat.requeued()
     return folder.path
+
+
+def leaves_before_start(config: PretrainConfig, world: int, main: bool, beat: Heartbeat) -> bool:
+    """Whether to leave after a signal that came before training: one process, or SLURM takes the job back.
+
+    The ranks cannot agree yet, and a rank that left alone would keep the others waiting; where this is False,
+    they agree before their first step.
+    """
+    if main and config.trainer.requeue and preempt.requeue():
+        beat.requeued()
+        return True
+    if world == 1:
+        log.warning("asked to stop before the first step; continue with resume=true")
+    return world == 1
 
 
 def fit(
@@ -142,6 +158,9 @@ def fit(
         if main:
             recorder.panels = panels(config, folder, data)
         trainer.callbacks += [beat, recorder, saver]  # type: ignore[attr-defined]
+        if main:
+            seconds = 60 * config.tracking.stall_minutes
+            trainer.callbacks.append(StallWatch(seconds, recorder.stalled))  # type: ignore[attr-defined]
         if main and config.trainer.profile_steps > 0:
             profiling = Profiling(folder, config.trainer.profile_steps, recorder.speed)
             trainer.callbacks.insert(0, profiling)  # type: ignore[attr-defined]

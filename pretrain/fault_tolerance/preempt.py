@@ -73,19 +73,6 @@ def steps_between_checks(step_seconds: float, grace_seconds: float, *, most: int
     return max(1, min(most, int(grace_seconds / 4 / step_seconds)))
 
 
-def before_start(world: int, may_requeue: bool) -> bool:
-    """Whether to leave after a signal that came before training: one process, or SLURM takes the job back.
-
-    The ranks cannot agree yet, and a rank that left alone would keep the others waiting; where this is False,
-    they agree before their first step.
-    """
-    if may_requeue and requeue():
-        return True
-    if world == 1:
-        log.warning("asked to stop before the first step; continue with resume=true")
-    return world == 1
-
-
 def requeue(environ: dict[str, str] | None = None) -> bool:
     """Ask SLURM to queue this job again (rank 0 calls it, after the checkpoint). True when it was accepted.
 

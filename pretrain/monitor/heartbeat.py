@@ -58,7 +58,8 @@ class Heartbeat(pl.Callback):
         if error is not None and not asked:
             self.beat.error = without_paths(error)
         ended = FINISHED if (self.folder / WEIGHTS).is_file() else STOPPED
-        self.beat.state = ended if error is None or asked else FAILED
+        if self.beat.state != REQUEUED:
+            self.beat.state = ended if error is None or asked else FAILED
         self._write()
 
     def requeued(self) -> None:

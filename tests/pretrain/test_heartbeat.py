@@ -46,6 +46,10 @@ def test_a_run_that_is_stopped_or_queued_again_says_so(
     monkeypatch.setattr(preempt, "requeue", lambda: True)
     queued = pretrain(tiny_config(tmp_path / "queued"), progress=stop)
     assert beat_of(queued).state == "requeued"
+    with preempt.StopSignal() as early:  # before the first step, too
+        os.kill(os.getpid(), signal.SIGTERM)
+        pretrain(tiny_config(tmp_path / "queued", "resume=true"), stop=early)
+    assert beat_of(queued).state == "requeued"
     pretrain(tiny_config(tmp_path / "queued", "resume=true"))
     assert beat_of(queued).state == "finished"
 

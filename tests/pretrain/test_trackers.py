@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from medloom.pretrain.config import TrackingConfig
@@ -141,24 +141,25 @@ def test_a_stalled_loader_is_told_once_a_wait() -> None:
         told.append(seconds)
         again.set()
 
-    watch = StallWatch(0.2, tell)
-    watch.waits()
-    watch.works()
+    watch, run = StallWatch(0.2, tell), (cast(Any, None), None)
+    watch.on_train_start(*run)
+    assert again.wait(30)  # the first batch is waited for, too
+    again.clear()
+    watch.on_train_batch_start(*run, None, 0)
     assert not again.wait(0.5)  # it did come
-    watch.waits()
+    watch.on_train_batch_end(*run, None, None, 0)
     assert again.wait(30)
     time.sleep(0.5)
-    assert len(told) == 1 and told[0] >= 0.2
-    again.clear()
-    watch.waits()
-    assert again.wait(30)
-    watch.close()
-    assert len(told) == 2
+    assert len(told) == 2 and min(told) >= 0.2
+    watch.on_train_end(*run)
+    watch._thread.join(30)
+    assert not watch._thread.is_alive()
 
 
+@pytest.mark.parametrize("late", [0, 6])
 def test_a_run_whose_loader_stalls_says_so(
     tiny_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, late: int,
 ) -> None:  # fmt: skip
     from medloom.data.loader.loader import Loader
 
@@ -166,7 +167,7 @@ def test_a_run_whose_loader_stalls_says_so(
 
     def slow(self: Loader) -> Iterator[dict[str, Any]]:
         for number, batch in enumerate(read(self)):
-            time.sleep(1.5 if number == 6 else 0.0)
+            time.sleep(1.5 if number == late else 0.0)
             yield batch
 
     monkeypatch.setattr(Loader, "__iter__", slow)
