@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,6 +100,11 @@ def print_table(rows: Sequence[Mapping[str, object]], *, title: str | None = Non
     _console().print(table)
 
 
+def show(drawn: Any) -> None:
+    """Print what rich draws: a table, a frame."""
+    _console().print(drawn)
+
+
 def size(count: float) -> str:
     """Bytes in the largest fitting unit: `size(2_500_000) == '2.5 MB'`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
@@ -106,6 +112,23 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def duration(seconds: float | None, *, short: bool = False) -> str:
+    """Two units at most: `4 s`, `3 min`, `2 h 05 min`, `3 d 4 h`; one when `short`."""
+    if seconds is None or not math.isfinite(seconds):
+        return "?"
+    whole = round(seconds)
+    if short and whole >= 3600:
+        return f"{whole / 3600:.0f} h" if whole < 48 * 3600 else f"{whole / 86400:.0f} d"
+    if whole < 60:
+        return f"{whole} s"
+    minutes = whole // 60
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes // 60 % 24} h"
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -26,8 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     import json
 
     from ..pretrain.monitor.table import describe, find_runs
-    from .console import say
-    from .watch_frame import show
+    from .console import say, show
 
     found = [describe(follower) for follower in find_runs(arguments.folders)]
     if arguments.json:
@@ -45,8 +44,8 @@ def _table(found: list[dict[str, Any]], roots: list[Path]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from .console import size
-    from .watch_frame import COLOURS, duration
+    from .console import duration, size
+    from .watch_frame import COLOURS
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", overflow="fold", min_width=12)

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draw until the run is over, or once where the output is no terminal."""
     from ..pretrain.monitor.status import OVER, Follower
-    from .watch_frame import frame, screen, show
+    from .console import show
+    from .watch_frame import frame, screen
 
     follower = Follower(arguments.folder)
     status = follower.look()

@@ -12,7 +12,7 @@ from typing import Any
 from ..pretrain.alarms import number
 from ..pretrain.monitor.sparkline import ASCII, BLOCKS, sparkline
 from ..pretrain.monitor.status import Status
-from .console import size
+from .console import duration, size
 
 COLOURS = {
     "running": "green", "starting": "cyan", "finished": "blue", "stopped": "yellow", "requeued": "yellow",
@@ -50,30 +50,6 @@ def screen() -> Iterator[Callable[[Any], None]]:
 
     with Live(console=_console(), auto_refresh=False) as live:
         yield lambda drawn: live.update(drawn, refresh=True)
-
-
-def show(drawn: Any) -> None:
-    """Print one frame."""
-    from .console import _console
-
-    _console().print(drawn)
-
-
-def duration(seconds: float | None, *, short: bool = False) -> str:
-    """Two units at most: `4 s`, `3 min`, `2 h 05 min`, `3 d 4 h`; one when `short`."""
-    if seconds is None or not math.isfinite(seconds):
-        return "?"
-    whole = round(seconds)
-    if short and whole >= 3600:
-        return f"{whole / 3600:.0f} h" if whole < 48 * 3600 else f"{whole / 86400:.0f} d"
-    if whole < 60:
-        return f"{whole} s"
-    minutes = whole // 60
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes // 1440} d {minutes // 60 % 24} h"
 
 
 def _head(folder: Path, status: Status) -> Any:

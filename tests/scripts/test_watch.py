@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from medloom.pretrain.monitor.beat import Beat, write_beat
 from medloom.scripts import cli
-from medloom.scripts.watch_frame import duration
+from medloom.scripts.console import duration
 
 
 def make_run(folder: Path, **beat: object) -> Path:
