@@ -52,15 +52,10 @@ def measure(
 
 def fitted(points: list[tuple[int, float]], ranks: int) -> tuple[float, float]:
     """(10^9 bytes a second of a ring's link, microseconds of a pass), by least squares of relative errors."""
-    moved = [2 * (ranks - 1) / ranks * size for size, _ in points]
-    weights = [1 / seconds**2 for _, seconds in points]
-    total = sum(weights)
-    mean_x = sum(w * x for w, x in zip(weights, moved, strict=True)) / total
-    mean_y = sum(w * y for w, (_, y) in zip(weights, points, strict=True)) / total
-    spread = sum(w * (x - mean_x) ** 2 for w, x in zip(weights, moved, strict=True))
-    both = zip(weights, moved, points, strict=True)
-    slope = sum(w * (x - mean_x) * (y - mean_y) for w, x, (_, y) in both) / spread
-    return 1e-9 / slope, max(0.0, 1e6 * (mean_y - slope * mean_x) / 2)
+    from medloom.pretrain.plan.pace import line
+
+    latency, slope = line([(2 * (ranks - 1) / ranks * size, seconds) for size, seconds in points])
+    return 1e-9 / slope, max(0.0, 1e6 * latency / 2)
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float]:
     return {
         "step": statistics.median(steps),
         **{key: statistics.median(spent[key]) for key in ("row", "sync", "put", "mirror", "start", "store")},
-        "save": sum(spent["save"]) / len(saves),
+        "save": sum(spent["save"]) / max(1, len(saves)),
         "describe": described(256) - described(arguments.batch),
     }
 

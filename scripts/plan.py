@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..pretrain.plan.devices import load_device
     from ..pretrain.plan.measured import read_measured
     from ..pretrain.plan.plan import SHARE, as_json, make_plan
+    from ..pretrain.run import resolve_classes, resolve_steps
 
     config = load_config(arguments.config, arguments.overrides)
     for name in ("nodes", "gpus", "share", "storage", "price"):
@@ -58,21 +59,19 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} is {given}: it must be above 0")
     device = load_device(arguments.device)
     opened = open_samples(config)
-    if config.trainer.steps is None:
-        if opened is None:
-            raise ConfigError("trainer.epochs needs data.shards: give them, or trainer.steps=N")
-        config.trainer.steps = opened[0].steps_for(config.trainer.epochs or 0.0)
-        config.trainer.epochs = None
+    if opened is not None:
+        resolve_steps(config, opened[0])
+        resolve_classes(config, opened[0])
+    elif config.trainer.steps is None:
+        raise ConfigError("trainer.epochs needs data.shards: give them, or trainer.steps=N")
     wanted = config.trainer.precision
     if wanted == "auto":
         wanted = "bf16-mixed" if device.bf16_tflops else "32-true"
-    targets = None if opened is None else opened[0].targets
     plan = make_plan(
         config, device, nodes=arguments.nodes or config.trainer.num_nodes, per_node=arguments.gpus,
         precision=wanted, strategy=arguments.strategy, share=arguments.share or SHARE,
         measured=[read_measured(folder) for folder in arguments.measured],
         samples=None if opened is None else opened[1], store_gb_s=arguments.storage, price=arguments.price,
-        classes=None if targets is None else targets.structures if config.data.masks else targets.classes,
     )  # fmt: skip
     if arguments.json:
         print(json.dumps(as_json(plan), indent=1))
@@ -157,7 +156,7 @@ def _memory(plan: Plan, line: Line) -> Iterator[dict[str, object]]:
 
 
 def _details(plan: Plan, line: Line) -> Iterator[tuple[str, str]]:
-    from .watch_frame import duration
+    from .console import duration
 
     given, times = plan.assumptions, line.times
     yield (
@@ -173,7 +172,7 @@ def _details(plan: Plan, line: Line) -> Iterator[tuple[str, str]]:
     work = sum(share * cost.operations.at(part.batch_size) for share, cost, part in counted) / sum(shares)
     yield "computing", f"{work / times.step / line.ranks / 1e12:,.1f} TFLOP/s a device over the whole step"
     yield "loader", _loader(plan, line)
-    yield "checkpoint", _checkpoint(plan)
+    yield "checkpoint", _checkpoint(plan, line)
     trainer = plan.config.trainer
     every = min(trainer.checkpoint_every_steps * times.step, 60 * trainer.checkpoint_every_minutes)
     yield "lost by a kill", f"{duration(every / 2)} on average, {duration(every)} at most"
@@ -207,14 +206,21 @@ def _loader(plan: Plan, line: Line) -> str:
     return f"{text}; {crop}: {line.cores:.1f} cores a device{short}"
 
 
-def _checkpoint(plan: Plan) -> str:
+def _checkpoint(plan: Plan, line: Line) -> str:
+    from ..pretrain.scale.split import KEPT
     from .console import size
 
     given, trainer, whole = plan.assumptions, plan.config.trainer, plan.checkpoint_bytes
+    write, copy = whole / given.store_gb_s / 1e9, whole / given.device.host_gb_s / 1e9
+    if trainer.checkpoint_split and given.strategy == "fsdp2":
+        return (
+            f"{size(whole)} in parts of {line.ranks} ranks: a step waits {write:.1f} s until all are written "
+            f"and checked at {given.store_gb_s:.3g} GB/s ({given.store_from}); {KEPT} are kept, and the last "
+            f"step whole: {size((KEPT + 1) * whole)}"
+        )
     copies = max(2, trainer.keep_last)
     if trainer.keep_every_steps:
         copies += plan.config.steps // trainer.keep_every_steps
-    write, copy = whole / given.store_gb_s / 1e9, whole / given.device.host_gb_s / 1e9
     return (
         f"{size(whole)}: {write:.1f} s to write and check at {given.store_gb_s:.3g} GB/s "
         f"({given.store_from}); written aside, a step waits {copy:.2f} s for the copy; {copies} are kept: "

@@ -69,16 +69,15 @@ class Cost:
     operations: Line  # of a micro-batch, forward and backward
     activations: Line  # bytes at the peak, beside weights and gradients; `copies` among them
     copies: int  # bytes of the weights' copies in half precision
+    least: int = 1  # samples that a micro-batch must have
 
 
-def count(
-    config: PretrainConfig, *, precision: str, classes: dict[str, list[str]] | None = None
-) -> list[Cost]:
+def count(config: PretrainConfig, *, precision: str) -> list[Cost]:
     """The cost of each shape class of the data.
 
     Args:
+        config: a supervised objective without `classes` gets a stand-in of two.
         precision: Lightning's name; "bf16-..." and "16-..." as automatic mixed precision.
-        classes: what a supervised objective learns, as the shards say it; None: a stand-in.
 
     Raises:
         ConfigError: the configuration leaves the encoder to `init_from`, or contradicts itself.
@@ -90,20 +89,20 @@ def count(
         )
     try:
         with torch.device("meta"):
-            network = _build(config, classes)
+            network = _build(config)
         return [_count(config, part, *network, precision) for part in config.data.each()]
     except (RuntimeError, NotImplementedError) as error:
         log.debug("not on the meta device (%s): built in memory", error)
-    network = _build(config, classes)
+    network = _build(config)
     for module in network:
         module.to("meta")
     return [_count(config, part, *network, precision) for part in config.data.each()]
 
 
-def _build(config: PretrainConfig, classes: dict[str, list[str]] | None) -> tuple[Encoder, Objective]:
+def _build(config: PretrainConfig) -> tuple[Encoder, Objective]:
     section = dict(config.objective)
-    if "classes" in section:
-        section["classes"] = classes or {"a dataset": ["background", "structure"]}
+    if "classes" in section:  # of a run that has begun, what its shards hold
+        section["classes"] = section["classes"] or {"a dataset": ["background", "structure"]}
     encoder = build_encoder(config.encoder)
     kind, chosen = polymorphic(section, OBJECTIVES, "objective")
     encoder.recompute = config.trainer.recompute
@@ -130,6 +129,7 @@ def _count(
         unit=max(gathered, default=0), units=len(gathered), in_units=sum(gathered),
         operations=Line.through(sizes, (found[0][0], found[1][0])),
         activations=Line.through(sizes, (found[0][1], found[1][1])), copies=found[0][2],
+        least=objective.least_batch,
     )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -89,8 +88,3 @@ def checkpoint_bytes(costs: Sequence[Cost], *, moments: int) -> float:
     numbers = cost.trained * (1 + moments) + cost.frozen
     kept = moments + (moments > 1)  # AdamW also keeps the step of each
     return 4.0 * numbers + cost.saved + TENSOR_BYTES * (cost.tensors + kept * cost.trained_tensors)
-
-
-def shards_folder(config: PretrainConfig) -> str:
-    """The last part of `data.shards`: what may be told of it."""
-    return Path(config.data.shards).name

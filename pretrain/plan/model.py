@@ -31,7 +31,7 @@ class Layout:
     strategy: str  # ddp | fsdp2
     micro: int  # samples of a micro-batch of a rank
     accumulate: int
-    shard: int | None = None  # fsdp2: ranks that share one copy; None: all
+    shard: int | None = None  # fsdp2: ranks that share one copy, where there are so many; None: all
 
     @property
     def nodes(self) -> int:
@@ -41,7 +41,7 @@ class Layout:
     @property
     def parts(self) -> int:
         """Into how many the weights are split."""
-        return (self.shard or self.ranks) if self.strategy == "fsdp2" else 1
+        return min(self.shard or self.ranks, self.ranks) if self.strategy == "fsdp2" else 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,15 +33,13 @@ class Check:
 
 
 def calibrate(
-    model: Model, device: Device, precision: str, share: float, measured: Sequence[Measured], per_node: int,
-    classes: dict[str, list[str]] | None,
+    model: Model, device: Device, precision: str, share: float, measured: Sequence[Measured], per_node: int
 ) -> tuple[Pace, str, list[Check]]:  # fmt: skip
     """How fast a device computes, where that is known from, and the measured runs beside the model.
 
     Args:
         model: of the planned configuration; a measured run may be of another one.
         share: of the device's peak, where nothing was measured.
-        classes: of a supervised objective.
 
     Raises:
         ConfigError: nothing was measured, and the device has no peak in this precision.
@@ -55,7 +53,7 @@ def calibrate(
             )
         where = f"assumed {100 * share:.0f} % of {peak / 1e12:.0f} TFLOP/s ({precision}, data sheet)"
         return Pace(rate=share * peak), where, []
-    points = [_Point.of(run, device, per_node, classes) for run in measured]
+    points = [_Point.of(run, device, per_node) for run in measured]
     fewest = min(run.ranks for run in measured)
     base = [point for point in points if point.run.ranks == fewest]
     pace = _fit(base)
@@ -78,17 +76,13 @@ class _Point:
     layouts: list[Layout]
 
     @classmethod
-    def of(cls, run: Measured, device: Device, per_node: int, classes: dict[str, list[str]] | None) -> _Point:
+    def of(cls, run: Measured, device: Device, per_node: int) -> _Point:
         """Count the run's own configuration."""
         trainer = run.config.trainer
-        costs = count(run.config, precision=run.precision, classes=classes)
+        costs = count(run.config, precision=run.precision)
         model = Model(run.config, costs, device, run.precision)
         strategy = "fsdp2" if trainer.strategy == "fsdp2" else "ddp"
-        if trainer.accumulate == "auto":
-            raise ConfigError(
-                f"{run.name}: its config.yaml leaves trainer.accumulate at auto: write the number"
-            )
-        return cls(run, model, model.layouts(run.ranks, per_node, strategy, int(trainer.accumulate)))
+        return cls(run, model, model.layouts(run.ranks, per_node, strategy, trainer.accumulate))
 
     def micro(self) -> tuple[float, float]:
         """(operations, seconds) of a micro-batch: the step without its modelled optimiser and exchanges."""
@@ -109,13 +103,19 @@ def _fit(points: Sequence[_Point]) -> Pace:
     """
     data = [point.micro() for point in points]
     if len({round(x) for x, _ in data}) > 1:
-        weights = [1 / y**2 for _, y in data]
-        total = sum(weights)
-        mean_x = sum(w * x for w, (x, _) in zip(weights, data, strict=True)) / total
-        mean_y = sum(w * y for w, (_, y) in zip(weights, data, strict=True)) / total
-        spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, data, strict=True))
-        slope = sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, data, strict=True)) / spread
-        if slope > 0 and mean_y - slope * mean_x >= 0:
-            return Pace(rate=1 / slope, fixed=mean_y - slope * mean_x)
+        fixed, slope = line(data)
+        if slope > 0 and fixed >= 0:
+            return Pace(rate=1 / slope, fixed=fixed)
     rates = [x / y for x, y in data]
     return Pace(rate=sum(rates) / len(rates))
+
+
+def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """(y at 0, slope) of the line through (x, y), by least squares of the relative error of y > 0."""
+    weights = [1 / y**2 for _, y in points]
+    total = sum(weights)
+    mean_x = sum(w * x for w, (x, _) in zip(weights, points, strict=True)) / total
+    mean_y = sum(w * y for w, (_, y) in zip(weights, points, strict=True)) / total
+    spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points, strict=True))
+    slope = sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points, strict=True)) / spread
+    return mean_y - slope * mean_x, slope

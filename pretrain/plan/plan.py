@@ -83,7 +83,6 @@ def make_plan(
     config: PretrainConfig, device: Device, *, nodes: int, per_node: int, precision: str,
     strategy: str | None = None, share: float = SHARE, measured: Sequence[Measured] = (),
     samples: Samples | None = None, store_gb_s: float | None = None, price: float | None = None,
-    classes: dict[str, list[str]] | None = None,
 ) -> Plan:  # fmt: skip
     """Predict the run from one device to `MOST`, and on `nodes` x `per_node`.
 
@@ -92,17 +91,16 @@ def make_plan(
         share: of the device's peak, where nothing was measured.
         measured: run folders; those with the fewest ranks give the pace, all are compared with the model.
         store_gb_s: of a checkpoint; None: measured, else 1.
-        classes: of a supervised objective.
 
     Raises:
-        ConfigError: see `count`; an unknown strategy; no device fits the batch.
+        ConfigError: see `count`; an unknown strategy; no device fits the batch or `trainer.shard_size`.
     """
     strategy = strategy or ("ddp" if config.trainer.strategy == "auto" else config.trainer.strategy)
     if strategy not in STRATEGIES:
         raise ConfigError(f"--strategy {strategy}{nearest(strategy, STRATEGIES)}")
-    costs = count(config, precision=precision, classes=classes)
+    costs = count(config, precision=precision)
     model = Model(config, costs, device, precision)
-    pace, pace_from, checks = calibrate(model, device, precision, share, measured, per_node, classes)
+    pace, pace_from, checks = calibrate(model, device, precision, share, measured, per_node)
     told = next((m.store_gb_s for m in measured if m.store_gb_s), None)
     assumptions = Assumptions(
         device=device, precision=precision, strategy=strategy, per_node=per_node, pace=pace,
@@ -110,14 +108,11 @@ def make_plan(
         store_from="given" if store_gb_s else "measured" if told else "assumed",
     )  # fmt: skip
     wanted = sorted({2**n for n in range(int(math.log2(MOST)) + 1)} | {nodes * per_node})
-    even = [n for n in wanted if not any(batch % n for batch in model.batches)]
-    skipped = [f"{n}: the batch of {min(model.batches)} does not divide" for n in wanted if n not in even]
-    if nodes * per_node not in even:
-        raise ConfigError(
-            f"data.batch_size {model.batches} does not divide by {nodes} nodes x {per_node} devices: change "
-            "one of them"
-        )
-    lines = [_line(model, assumptions, n, samples) for n in even]
+    faults = {n: model.why_not(n, strategy) for n in wanted}
+    if reason := faults[nodes * per_node]:
+        raise ConfigError(f"{nodes} nodes x {per_node} devices: {reason}; change one of them")
+    skipped = [f"{n}: {reason}" for n, reason in faults.items() if reason]
+    lines = [_line(model, assumptions, n, samples) for n, reason in faults.items() if not reason]
     alone = lines[0].samples_per_s / lines[0].ranks
     lines = [replace(line, efficiency=line.samples_per_s / line.ranks / alone) for line in lines]
     size = checkpoint_bytes(costs, moments=model.moments)

@@ -7,19 +7,12 @@ import math
 from collections.abc import Sequence
 
 from ..config import PretrainConfig
+from ..scale.sharding import half_gather
 from .count import Cost
 from .devices import Device
 from .model import Layout, Pace, Times, memory, times
 
 FILL = 0.9  # of the memory that a step may take; the runtime and fragments need the rest
-
-
-def half_gather(precision: str) -> bool:
-    """Whether FSDP2 of this torch sends the matrices of blocks as bfloat16 (see scale/sharding.py)."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
-    names = {f.name for f in dataclasses.fields(MixedPrecisionPolicy)}
-    return precision.startswith("bf16-mixed") and "param_dtype_override_fn" in names
 
 
 class Model:
@@ -31,6 +24,23 @@ class Model:
         self.batches = [part.batch_size for part in config.data.each()]
         self.shares = [share / sum(config.data.shares) for share in config.data.shares]
         self.moments = 2 if config.optim.name == "adamw" else 1
+        self.least = max(cost.least for cost in self.costs)
+
+    def why_not(self, ranks: int, strategy: str) -> str | None:
+        """Why so many ranks cannot train this configuration; None where they can.
+
+        Ranks of which there are fewer than `trainer.shard_size` share one copy, so that a line for them is
+        there to compare with.
+        """
+        uneven = [batch for batch in self.batches if batch % ranks]
+        if uneven:
+            return f"the batch of {uneven[0]} does not divide"
+        share, shard = min(self.batches) // ranks, self.config.trainer.shard_size or 1
+        if share < self.least:
+            return f"{share} samples a device are fewer than the {self.least} that the objective needs"
+        if strategy == "fsdp2" and ranks > shard and ranks % shard:
+            return f"trainer.shard_size {shard} does not divide"
+        return None
 
     def layouts(self, ranks: int, per_node: int, strategy: str, accumulate: int) -> list[Layout]:
         """One layout a shape class."""
@@ -57,9 +67,12 @@ class Model:
 
     def accumulation(self, ranks: int, per_node: int, strategy: str) -> tuple[int, bool]:
         """The fewest micro-batches with which a step fits, and whether any does."""
-        share = math.gcd(*(batch // ranks for batch in self.batches))
+        share, most = math.gcd(*(batch // ranks for batch in self.batches)), 1
         for accumulate in (n for n in range(1, share + 1) if share % n == 0):
+            if min(self.batches) // ranks // accumulate < self.least:
+                break
+            most = accumulate
             needed = sum(self.memory(self.layouts(ranks, per_node, strategy, accumulate)).values())
             if needed <= FILL * self.device.bytes:
                 return accumulate, True
-        return share, False
+        return most, False

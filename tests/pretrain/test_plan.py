@@ -80,6 +80,8 @@ def test_sharding_divides_what_is_kept_and_sends_half_as_much_again() -> None:
     copies = layout(strategy="fsdp2", ranks=32, shard=8)
     assert memory(COST, copies, half_gather=False)["weights"] == 1e9 / 8
     assert times(still, copies, DEVICE, Pace(rate=1e13), half_gather=False).communication > fsdp.communication
+    few = layout(strategy="fsdp2", ranks=2, shard=8)
+    assert few.parts == 2 and memory(COST, few, half_gather=False)["weights"] == 1e9 / 2
     assert memory(COST, layout(), moments=1, half_gather=False)["optimiser"] == 1e9
 
 
@@ -100,8 +102,29 @@ def test_every_line_is_the_same_run() -> None:
     assert pace.rate == 0.35 * 100e12
     assert plan.lines[0].times.compute == pytest.approx(256 * plan.costs[0].operations.sample / pace.rate)
     assert json.loads(json.dumps(as_json(plan)))["lines"][3]["ranks"] == 8
-    with pytest.raises(ConfigError, match="does not divide by 3 nodes x 8"):
+    with pytest.raises(ConfigError, match="3 nodes x 8 devices: the batch of 256 does not divide"):
         make_plan(config, DEVICE, nodes=3, per_node=8, precision="bf16-mixed")
+
+
+def test_what_a_run_would_refuse_is_left_out() -> None:
+    options = ["data.batch_size=96", "trainer.strategy=fsdp2", "trainer.shard_size=6"]
+    plan = make_plan(load_config(RECIPE, options), DEVICE, nodes=2, per_node=6, precision="32-true")
+    assert [line.ranks for line in plan.lines] == [1, 2, 4, 12]
+    assert "8: trainer.shard_size 6 does not divide" in plan.skipped
+    weights = [line.memory["weights"] for line in plan.lines]
+    assert weights == [4 * plan.costs[0].trained / parts for parts in (1, 2, 4, 6)]
+    with pytest.raises(ConfigError, match="shard_size 6 does not divide"):
+        make_plan(load_config(RECIPE, options), DEVICE, nodes=1, per_node=8, precision="32-true")
+
+
+def test_micro_batches_are_not_below_what_the_objective_needs() -> None:
+    config = load_config("tiny-simclr-2d", ["data.batch_size=8"])
+    tight = replace(DEVICE, memory_gb=0.001)
+    plan = make_plan(config, tight, nodes=1, per_node=4, precision="32-true")
+    assert [(line.ranks, line.accumulate, line.micro) for line in plan.lines] == [
+        (1, 4, 2), (2, 2, 2), (4, 1, 2),
+    ]  # fmt: skip
+    assert plan.skipped[0] == "8: 1 samples a device are fewer than the 2 that the objective needs"
 
 
 def test_a_small_memory_takes_more_micro_batches() -> None:
@@ -202,6 +225,10 @@ def test_the_loader_is_asked_for_what_the_mix_needs(tiny_shards: Path) -> None:
         assert line.cores == pytest.approx(line.samples_per_s / line.ranks * samples.crop_ms / 1000)
     assert open_samples(load_config(RECIPE)) is None
     assert open_samples(load_config(RECIPE, ["data.shards=/nowhere"])) is None
+
+
+def test_links_between_pairs_reach_less_than_a_switch() -> None:
+    assert load_device("mi300x").efficiency < load_device("h100").efficiency
 
 
 def test_the_table_of_devices_names_its_sources(tmp_path: Path) -> None:

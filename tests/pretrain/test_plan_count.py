@@ -50,6 +50,15 @@ def test_a_sample_costs_the_same_in_any_batch(name: str) -> None:
     assert cost.copies == 0 < half.copies <= 2 * (half.trained + half.frozen)
 
 
+def test_the_classes_of_a_run_are_counted_and_a_plan_stands_in_for_none() -> None:
+    config = load_config("tiny-supervised-2d")
+    (guess,) = count(config, precision="32-true")
+    config.objective["classes"] = {"derm": [f"class {n}" for n in range(1000)]}
+    (known,) = count(config, precision="32-true")
+    assert known.trained - guess.trained > 900
+    assert config.objective["classes"]["derm"][-1] == "class 999"
+
+
 def allocated(run: Callable[[], object]) -> int:
     """Peak bytes that torch's CPU allocator gave out while `run` ran."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

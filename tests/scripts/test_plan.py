@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from medloom.scripts import cli
@@ -25,6 +26,44 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("split", "says"), [("false", "written aside"), ("true", "in parts of 8 ranks: a step")]
+)
+def test_a_checkpoint_in_parts_holds_up_the_step(
+    split: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tiny-mae-2d", "trainer.strategy=fsdp2", f"trainer.checkpoint_split={split}"]
+    assert cli.main(["plan", *words]) == 0
+    assert says in " ".join(capsys.readouterr().out.split())
+
+
+def test_steps_and_classes_are_those_of_a_run_on_these_shards(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = SimpleNamespace(classes={"derm": [f"class {n}" for n in range(500)]}, structures={})
+    data = SimpleNamespace(steps_for=lambda epochs: int(3 * epochs), targets=targets)
+    words = [
+        "plan",
+        "tiny-supervised-2d",
+        "--gpus",
+        "2",
+        "--json",
+        "data.epoch=cover",
+        "trainer.epochs=2",
+        "trainer.steps=null",
+    ]
+    trained = []
+    for shards in (data, SimpleNamespace(**{**vars(data), "targets": None})):
+        monkeypatch.setattr(
+            "medloom.pretrain.plan.demand.open_samples", lambda _, found=shards: (found, None)
+        )
+        assert cli.main(words) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["steps"] == 6
+        trained.append(found["costs"][0]["trained"])
+    assert trained[0] > trained[1]
+
+
 def test_the_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "tiny-mae-2d", "--gpus", "2", "--device", "a100-80gb", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -38,7 +77,7 @@ def test_the_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["--device", "h10"], "did you mean h100"),
         (["--strategy", "fsdp"], "did you mean fsdp2"),
         (["--nodes", "0"], "--nodes is 0"),
-        (["--nodes", "7"], "does not divide by 7 nodes"),
+        (["--nodes", "7"], "7 nodes x 8 devices"),
         (["--measured", "/nowhere"], "has no rows"),
     ],
 )
