@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 METHODS = ("pca", "tsne")
 COLOURS = ("group", "modality")
 _MOST = 9  # groups with a colour of their own
-OTHER = "other folders"
+OTHER = "all others"
 LEAST = 3  # images of a map
 
 

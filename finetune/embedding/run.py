@@ -8,7 +8,7 @@ where it was killed, and embeds only what is new or has changed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,15 +117,13 @@ class _Work:
     def run(self, todo: Sequence[Item], progress: Progress | None) -> None:
         """Read, encode and keep; rows go to disk only between files, so that a file is whole or not there."""
         for done, item in enumerate(todo, start=1):
-            try:
-                found = self._read(item)
-            except Exception as error:
-                reason = "not enough memory" if isinstance(error, MemoryError) else reason_of(error)
-                self._fail(item.file, reason)
-            else:
-                if not found:
-                    self._fail(item.file, "holds no image")
-            if done == len(todo) or sum(len(views) for _, views in self.waiting) >= self.batch:
+            empty = True
+            for facts, views in self._read(item):
+                empty = False
+                self._wait(facts, views)
+            if empty and item.file not in self.failures:
+                self._fail(item.file, "holds no image")
+            if done == len(todo):
                 self.encode()
             if not self.waiting and (done == len(todo) or len(self.rows) >= PART):
                 self.table.add(self.rows)
@@ -133,31 +131,51 @@ class _Work:
             if progress:
                 progress(done, len(todo), "embed")
 
-    def _read(self, item: Item) -> int:
-        """Views of the images of an item; encoded when there are enough. Returns the number of images."""
-        count = 0
-        for shards, ref in item.read():
-            meta = shards.meta(ref)
-            views = self.fit.views(shards, ref)
-            if self.waiting and self.waiting[0][1].shape[1:] != views.shape[1:]:
-                self.encode()
-            facts = {"file": item.file, "image": count, "group": item.group, "dims": int(meta["ndim"]),
-                     "modality": str(meta["modality"]), "views": len(views), "stamp": item.stamp}  # fmt: skip
-            self.waiting.append((facts, views))
-            count += 1
-            if sum(len(views) for _, views in self.waiting) >= self.batch:
-                self.encode()
-        return count
+    def _read(self, item: Item) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Images of an item and their views, up to one that cannot be used: its file fails.
+
+        What is done with them raises where it is done: a fault of the encoder is not one of the file.
+        """
+        try:
+            for count, (shards, ref) in enumerate(item.read()):
+                meta = shards.meta(ref)
+                views = self.fit.views(shards, ref)
+                facts = {"file": item.file, "image": count, "group": item.group, "dims": int(meta["ndim"]),
+                         "modality": str(meta["modality"]), "views": len(views),
+                         "stamp": item.stamp}  # fmt: skip
+                yield facts, views
+        except Exception as error:
+            self._fail(item.file, "not enough memory" if isinstance(error, MemoryError) else reason_of(error))
+
+    def _wait(self, facts: dict[str, Any], views: Tensor) -> None:
+        """Put an image in the queue; it is encoded when there are enough, or others of another shape."""
+        if self.waiting and self.waiting[0][1].shape[1:] != views.shape[1:]:
+            self.encode()
+        self.waiting.append((facts, views))
+        if sum(len(each) for _, each in self.waiting) >= self.batch:
+            self.encode()
 
     def encode(self) -> None:
-        """Encode what waits; an image's features are the mean over its views."""
+        """Encode what waits; an image's features are the mean over its views.
+
+        Raises:
+            ConfigError: not enough memory for a batch.
+        """
         if not self.waiting:
             return
         group, self.waiting = self.waiting, []
         place = next(self.encoder.parameters()).device
-        with torch.no_grad():
-            parts = torch.cat([views for _, views in group]).split(self.batch)
-            found = torch.cat([self.encoder.embed(part.to(place)).float().cpu() for part in parts])
+        try:
+            with torch.no_grad():
+                parts = torch.cat([views for _, views in group]).split(self.batch)
+                found = torch.cat([self.encoder.embed(part.to(place)).float().cpu() for part in parts])
+        except (RuntimeError, MemoryError) as error:
+            # torch has an error of its own for devices only
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            raise ConfigError(
+                f"not enough memory to encode {self.batch} views at once: lower --batch-size"
+            ) from error
         for (facts, _), features in zip(group, found.split([len(v) for _, v in group]), strict=True):
             feature = features.mean(dim=0).numpy()
             if not np.isfinite(feature).all():

@@ -42,7 +42,7 @@ class Table:
 
     Args:
         path: of the table.
-        identity: what the features depend on.
+        identity: what the features depend on; `encoder`, its name, may change.
         width: E.
 
     Raises:
@@ -89,8 +89,10 @@ class Table:
         return rows
 
     def _keep(self, rows: Sequence[Row]) -> None:
-        for file in {row.file for row in rows}:
-            self.rows[file] = [row for row in rows if row.file == file]
+        found: dict[str, list[Row]] = {}
+        for row in rows:
+            found.setdefault(row.file, []).append(row)
+        self.rows |= found
 
     def _write(self, path: Path, rows: Sequence[Row]) -> None:
         columns = {name: [getattr(row, name) for row in rows] for name in self.schema.names[:-1]}
@@ -109,13 +111,22 @@ class Table:
             raise ConfigError(
                 f"{path}: not a readable table ({type(error).__name__}): choose another --out"
             ) from error
-        if (found.schema.metadata or {}).get(KEY) != (self.schema.metadata or {}).get(KEY):
+        if _compared(found.schema) != _compared(self.schema):
             if strict:
                 raise ConfigError(
                     f"{path}: holds features of another encoder or with other options: choose another --out"
                 )
             return
         self._keep(rows_of(found))
+
+
+def _compared(schema: pa.Schema) -> dict[str, Any] | None:
+    """What the features of a table depend on; the same weights may have another name. None: not said."""
+    try:
+        said = json.loads((schema.metadata or {})[KEY])
+        return {key: value for key, value in said.items() if key != "encoder"}
+    except (KeyError, ValueError, AttributeError):
+        return None
 
 
 def rows_of(table: pa.Table) -> list[Row]:

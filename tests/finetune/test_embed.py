@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,26 @@ def test_other_features_are_refused(folder: Path, workshop: Any, tmp_path: Path)
     (tmp_path / "bad.parquet").write_text("no table")
     with pytest.raises(ConfigError, match="not a readable table"):
         embed(str(workshop.root / "encoder2d"), folder, tmp_path / "bad.parquet")
+
+
+def test_the_same_weights_under_another_name_go_on(folder: Path, workshop: Any, tmp_path: Path) -> None:
+    out = tmp_path / "f.parquet"
+    embed(str(workshop.root / "encoder2d"), folder, out)
+    shutil.copytree(workshop.root / "encoder2d", tmp_path / "moved")
+    assert embed(str(tmp_path / "moved"), folder, out).before == 6
+
+
+@pytest.mark.parametrize("batch", [2, 32])
+def test_a_fault_of_the_encoder_is_not_one_of_a_file(
+    folder: Path, workshop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    def full(self: Any, x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(type(load_encoder(workshop.root / "encoder2d")[0]), "embed", full)
+    with pytest.raises(ConfigError, match=f"encode {batch} views at once: lower --batch-size"):
+        embed(str(workshop.root / "encoder2d"), folder, tmp_path / "f.parquet", batch=batch)
+    assert not (tmp_path / "f.failures.csv").exists()
 
 
 def test_volumes_are_the_mean_over_windows(workshop: Any, tmp_path: Path) -> None:
