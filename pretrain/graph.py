@@ -1,8 +1,7 @@
 """A network as a program of torch.export, and as ONNX, checked against torch as it is written.
 
-The batch is free; the sides of the image are free where the architecture allows it (a convolutional
-encoder), else they are those of the example. A program that claims free sides is tried on other sides before
-it is believed.
+The batch is free; the sides of the image are those of the example, because every encoder checks its grid in
+whole numbers as it is traced.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.atomic import replacing
-from ..data.errors import ConfigError
+from ..data.errors import ConfigError, first_line
 from ..data.normalise import HU_LEAST_SPAN, HU_LIMITS, IMAGENET_MEAN, IMAGENET_STD, LEAST_STD, RULE
 
 logger = logging.getLogger(__name__)
@@ -26,8 +25,8 @@ TOLERANCE = 1e-4  # largest difference of outputs that counts as the same
 Other = Callable[[np.ndarray], Sequence[np.ndarray]]  # float32 [B, C, *spatial] -> the outputs
 
 
-def exported(module: nn.Module, example: Tensor, name: str) -> tuple[Any, bool]:
-    """(torch.export.ExportedProgram, whether the sides are free) of a module in evaluation mode.
+def exported(module: nn.Module, example: Tensor, name: str) -> Any:
+    """The torch.export.ExportedProgram of a module in evaluation mode.
 
     Args:
         example: [2, C, *spatial].
@@ -36,39 +35,26 @@ def exported(module: nn.Module, example: Tensor, name: str) -> tuple[Any, bool]:
     Raises:
         ConfigError: torch.export cannot trace it.
     """
-    dim = torch.export.Dim
-    batch = {0: dim.DYNAMIC}
-    sides = dict.fromkeys(range(2, example.ndim), dim.AUTO)
-    failure = ""
-    for shapes in ({**batch, **sides}, batch):
-        try:
-            with torch.no_grad():
-                program = torch.export.export(module, (example,), dynamic_shapes=(shapes,))
-                program = program.run_decompositions(_decompositions())
-                free = _symbolic(program, example.ndim) and _holds(program, module, example)
-        except Exception as error:  # torch.export raises many kinds
-            logger.debug("%s: not exported with %s: %s", name, shapes, error)
-            failure = str(error).splitlines()[0]
-            continue
-        if free or shapes is batch:
-            return program, free
-        # Sides that were found to be fixed, or are not to be trusted: state them.
-    raise ConfigError(f"{name}: torch.export cannot trace this network ({failure:.120})")
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+            return program.run_decompositions(_decompositions())
+    except Exception as error:  # torch.export raises many kinds
+        logger.debug("%s: not exported: %s", name, error)
+        raise ConfigError(
+            f"{name}: torch.export cannot trace this network ({first_line(error):.120})"
+        ) from error
 
 
-def largest_difference(
-    module: nn.Module, inputs: Sequence[Tensor], other: Other, what: str, *, free_sides: bool
-) -> float:
-    """Largest difference of `other` from torch: each input alone, as one batch, and on other sides if free.
+def largest_difference(module: nn.Module, inputs: Sequence[Tensor], other: Other, what: str) -> float:
+    """Largest difference of `other` from torch: each input alone, and all as one batch.
 
     Raises:
         ConfigError: it is more than 1e-4: the export does not compute what was trained.
     """
-    batches = [*inputs, torch.cat(list(inputs))]
-    if free_sides:
-        batches.append(_wider(inputs[0]))
     worst = 0.0
-    for batch in batches:
+    for batch in [*inputs, torch.cat(list(inputs))]:
         with torch.no_grad():
             wanted = [tensor.numpy() for tensor in _outputs(module(batch))]
         for found, expected in zip(other(batch.numpy()), wanted, strict=True):
@@ -143,13 +129,6 @@ def _outputs(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (found,) if isinstance(found, Tensor) else tuple(found)
 
 
-def _holds(program: Any, module: nn.Module, example: Tensor) -> bool:
-    """Whether the program gives what the module gives on other sides."""
-    wide = _wider(example)
-    pairs = zip(_outputs(program.module()(wide)), _outputs(module(wide)), strict=True)
-    return all(bool(torch.allclose(found, expected, atol=TOLERANCE)) for found, expected in pairs)
-
-
 def _decompositions() -> dict[Any, Callable[..., Tensor]]:
     """Area interpolation between grids that divide each other is average pooling, which ONNX knows."""
     aten = torch.ops.aten
@@ -169,15 +148,3 @@ def _decompositions() -> dict[Any, Callable[..., Tensor]]:
             aten._adaptive_avg_pool3d,
         )
     }  # fmt: skip
-
-
-def _symbolic(program: Any, ndim: int) -> bool:
-    """Whether every side of the image is a symbol of the program."""
-    (user,) = program.graph_signature.user_inputs
-    node = next(node for node in program.graph.nodes if node.name == user)
-    return all(not isinstance(side, int) for side in node.meta["val"].shape[2:ndim])
-
-
-def _wider(example: Tensor) -> Tensor:
-    """The example beside its mirror image: twice as wide along the last axis."""
-    return torch.cat([example, example.flip(-1)], dim=-1)

@@ -46,7 +46,7 @@ def contract(graph: Graph, against: str, difference: float) -> dict[str, Any]:
             "axes": "BCDHW" if plan.ndim == 3 else "BCHW",
             "channels": plan.channels,
             "sides": list(plan.patch),
-            "free": ["B", *("DHW"[-plan.ndim :] if graph.free_sides else "")],
+            "free": ["B"],
             "multiple_of": list(_multiple(graph)),
         },
         "orientation": "volumes: w to the patient's right, h to anterior, d to superior (nearest axes); "

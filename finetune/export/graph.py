@@ -49,7 +49,6 @@ class Graph:
     arm: str
     module: Scored
     program: Any  # torch.export.ExportedProgram
-    free_sides: bool
     dense: bool  # whether it puts out a map on the image's grid
     inputs: list[Tensor]  # [1, C, *patch], normalised
     real: bool  # whether they are images of the task; else noise
@@ -68,17 +67,15 @@ def trace(run: Path, arm: str) -> Graph:
     network, _ = load_arm(task, run / arm)
     module = Scored(network, task.reader(network)).eval()
     inputs, real = _inputs(run, task)
-    program, free = exported(module, torch.cat([inputs[0]] * 2), f"task {task.record.name}")
+    program = exported(module, torch.cat([inputs[0]] * 2), f"task {task.record.name}")
     with torch.no_grad():
         dense = module(inputs[0]).ndim == inputs[0].ndim
-    return Graph(task, arm, module, program, free, dense, inputs, real)
+    return Graph(task, arm, module, program, dense, inputs, real)
 
 
 def compared(graph: Graph, other: Callable[[np.ndarray], np.ndarray], what: str) -> float:
     """`largest_difference` of `other` (on float32 [B, C, *patch]) from torch."""
-    return largest_difference(
-        graph.module, graph.inputs, lambda x: [other(x)], what, free_sides=graph.free_sides
-    )
+    return largest_difference(graph.module, graph.inputs, lambda x: [other(x)], what)
 
 
 def _inputs(run: Path, task: Task) -> tuple[list[Tensor], bool]:

@@ -57,10 +57,10 @@ def write_encoder_onnx(
     generator = torch.Generator().manual_seed(0)
     shape = (1, encoder.in_channels, *size)
     inputs = [torch.randn(shape, generator=generator) for _ in range(CHECKED)]
-    program, free = exported(module, torch.cat(inputs), name)
+    program = exported(module, torch.cat(inputs), name)
     difference, opset = write_onnx(
         program, folder / MODEL, (INPUT, OUTPUTS),
-        lambda other: largest_difference(module, inputs, other, MODEL, free_sides=free),
+        lambda other: largest_difference(module, inputs, other, MODEL),
     )  # fmt: skip
     patch = "×".join(map(str, encoder.patch_of(len(size))))
     said = {
@@ -72,7 +72,7 @@ def write_encoder_onnx(
             "axes": "BCDHW" if len(size) == 3 else "BCHW",
             "channels": encoder.in_channels,
             "sides": list(size),
-            "free": ["B", *("DHW"[-len(size):] if free else "")],
+            "free": ["B"],
             "multiple_of": list(encoder.patch_of(len(size))),
         },
         "intensity": intensity_steps(),
