@@ -15,11 +15,11 @@ from typing import Any
 
 from ..data.config import to_dict
 from ..data.stream.stream import Stream
+from .artefact import RECORD, WEIGHTS
 from .config import PretrainConfig
 from .fault_tolerance.guard import BadStep
 from .folder import ENVIRONMENT
 from .tracking import Tracker, lineage
-from .weights import RECORD, WEIGHTS
 
 PROBES = ("probe/knn_", "probe/linear_", "probe/dense_")
 

@@ -1,8 +1,8 @@
 """Where encoder weights come from: artefact, run, checkpoint, timm, MONAI, a hub, the zoo; as plain tensors.
 
 `read_source` gives the section that rebuilds the encoder, its tensors by artefact name, and its record.
-Nothing is ever unpickled: a training checkpoint is read with `weights_only=True`, other files are
-safetensors.
+Nothing is ever unpickled: files are safetensors, or torch's format read with `weights_only=True` (training
+checkpoints, weights of the zoo and of MONAI).
 """
 
 from __future__ import annotations
@@ -10,22 +10,18 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..data.errors import CheckpointError, ConfigError, first_line, nearest
-from .artefact import FORMAT as FORMAT
-from .artefact import RECORD, TIMM_CONFIG, TIMM_WEIGHTS, fingerprint, read_record
-from .artefact import REFERENCE as REFERENCE
-from .artefact import WEIGHTS as WEIGHTS
+from ..data.errors import CheckpointError, ConfigError, nearest
+from .artefact import RECORD, TIMM_CONFIG, TIMM_WEIGHTS, WEIGHTS, read_record, sha256
 from .encoders import ENCODERS, build_encoder
 from .encoders.timm_nets import RESERVED
 from .monai_source import read_monai
+from .state_file import read_state
 from .zoo.record import names as zoo_names
 from .zoo.record import split_name
 from .zoo.source import read_zoo
@@ -87,9 +83,6 @@ def read_source(text: str, *, weights: bool) -> tuple[dict[str, Any], dict[str, 
 
 def _from_safetensors(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors of a file that is exactly what its record says."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise CheckpointError(
             f"{path}: missing; {path.with_suffix('.json').name} is there without its weights"
@@ -100,15 +93,12 @@ def _from_safetensors(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor
             f"{path}: {size} bytes, {path.stem}.json says {record.get('bytes')}: truncated or another file; "
             "fetch or export it again"
         )
-    if fingerprint(path)["sha256"] != record.get("sha256"):
+    if sha256(path) != record.get("sha256"):
         raise CheckpointError(
             f"{path}: its sha256 is not the one in {path.stem}.json: changed or damaged; fetch or export it "
             "again"
         )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable ({error}): fetch or export it again") from error
+    return read_state(path)
 
 
 def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
@@ -118,12 +108,7 @@ def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dic
     reason = fault(path)
     if reason is not None:
         raise CheckpointError(f"{path}: {reason}: damaged or truncated; try previous.ckpt")
-    try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: not readable as a training checkpoint ({first_line(error)})"
-        ) from error
+    payload = read_state(path)
     ours = payload.get("medloom") if isinstance(payload, dict) else None
     section = ours.get("encoder") if isinstance(ours, dict) else None
     if not isinstance(ours, dict) or not isinstance(section, dict):
@@ -131,18 +116,14 @@ def _from_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dic
     kind = ENCODERS.get(str(section.get("name")))
     inner = kind.inner if kind is not None else ""
     prefix = str(ours.get("released", "encoder."))  # the teacher's, after self-distillation
-    log.info("%s: the %s after step %s", path, released(prefix), ours.get("step", "unknown"))
+    which = "trained encoder (the student, where there is a teacher)" if prefix == "encoder." else "teacher"
+    log.info("%s: the %s after step %s", path, which, ours.get("step", "unknown"))
     tensors = {
         key.removeprefix(prefix).removeprefix("_orig_mod.").removeprefix(inner): tensor
         for key, tensor in payload.get("state_dict", {}).items()
         if key.startswith(prefix)
     }
     return section, tensors, {}
-
-
-def released(prefix: str) -> str:
-    """Which encoder of a training checkpoint lies below `prefix`: a teacher, or the one that was trained."""
-    return "trained encoder (the student, where there is a teacher)" if prefix == "encoder." else "teacher"
 
 
 def from_timm(name: str, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
@@ -191,16 +172,10 @@ def _section_of_timm(model: str, source: str, **options: Any) -> dict[str, Any]:
 
 def _timm_tensors(folder: Path, classifier: str | list[str] | None) -> dict[str, Tensor]:
     """Tensors beside timm's config.json, without those of the classifier."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = next((folder / n for n in (TIMM_WEIGHTS, WEIGHTS) if (folder / n).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder}: no {TIMM_WEIGHTS} beside {TIMM_CONFIG}: fetch the whole folder")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable ({error}): fetch or export it again") from error
+    tensors = read_state(path)
     heads = [classifier] if isinstance(classifier, str) else list(classifier or ())
     return {k: v for k, v in tensors.items() if not any(k.startswith(f"{head}.") for head in heads)}
 

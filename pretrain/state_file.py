@@ -1,4 +1,4 @@
-"""Reading a file of weights that others made: safetensors, or torch's format with nothing unpickled.
+"""Reading a file of weights, ours or others': safetensors, or torch's format with nothing unpickled.
 
 `weights_only=True` refuses what holds other objects than tensors, numbers and plain containers. One harmless
 class is let through, argparse.Namespace, which the trainers of MAE and DINO store beside their weights.
@@ -43,7 +43,7 @@ def read_state(path: Path) -> Any:
         ) from error
     except Exception as error:  # SafetensorError has no base of its own, and torch raises what it meets
         raise CheckpointError(
-            f"{path}: not readable as tensors ({first_line(error)}): fetch it again"
+            f"{path}: not readable as tensors ({first_line(error)}): fetch or export it again"
         ) from error
 
 

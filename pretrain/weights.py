@@ -25,23 +25,12 @@ from torch import Tensor
 from ..data.atomic import write_bytes, write_json
 from ..data.config import to_dict
 from ..data.errors import CheckpointError
+from .artefact import FORMAT, RECORD, REFERENCE, TIMM_CONFIG, WEIGHTS, fingerprint
 from .encoders import Encoder, build_encoder
 from .release.reference import CHEAP, belongs, prove_encoder, write_reference
 from .release.standalone import write_modeling
-from .sources import (
-    FORMAT,
-    RECORD,
-    REFERENCE,
-    TIMM_CONFIG,
-    WEIGHTS,
-    fingerprint,
-    locate,
-    read_record,
-    read_source,
-)
+from .sources import locate, read_source
 from .transfer import Report, adapt, fill
-
-__all__ = ["RECORD", "WEIGHTS", "load_encoder", "load_into", "read_record", "save_encoder"]
 
 
 def save_encoder(folder: Path, encoder: Encoder, provenance: Mapping[str, Any]) -> Path:
@@ -96,7 +85,8 @@ def load_encoder(
             `hf-hub:ORG/NAME[@REVISION]` (a repository of the Hugging Face hub, also `hf:`), a run folder or a
             folder with encoder.json or timm's config.json, a .safetensors file with its .json beside it, a
             training .ckpt, `timm:NAME` (timm's weights), `monai:NAME@FILE` (the encoder of MONAI's network),
-            or `random:NAME`, the architecture of any of these with fresh weights.
+            `zoo:NAME[@FILE]` (an encoder of others; also its bare name), or `random:NAME`, the architecture
+            of any of these with fresh weights.
         in_channels: channels of the images it will get; the stem is adapted. None: as trained.
         strict: refuse missing and unused tensors.
         seed: of the fresh weights of `random:`.

@@ -8,7 +8,6 @@ was killed. File names go into the output folder and nowhere else, into no log.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from ...data.errors import ConfigError, ReadError
 from ...data.ingest.ingest import reason_of
 from ...data.layouts.base import Source
 from ...data.sample import Sample
+from ...pretrain.artefact import sha256
 from ..data import Case
 from ..run import ARM, MODEL, choose_device, load_arm, read_run
 from ..tasks import TASKS, Task
@@ -92,7 +92,7 @@ def predict(
     }
     journal = Journal(folder, {
         "task": task.record.name,
-        "weights": {name: [_digest(one / name / MODEL) for one in runs] for name in names},
+        "weights": {name: [sha256(one / name / MODEL) for one in runs] for name in names},
         "arm": arm, "mirror": mirror, "dicom_seg": dicom_seg, "modality": modality,
     })  # fmt: skip
     todo = [item for item in found if not journal.done(item)]
@@ -247,11 +247,6 @@ def _arms(runs: Sequence[Path], arm: str) -> list[str]:
             f"{runs[0]}: arm {arm!r} is not finished (finished: {listed}); see `medloom finetune`"
         )
     return [arm]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(task: Task, sample: Sample) -> None:

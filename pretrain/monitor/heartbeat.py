@@ -17,7 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ...data.errors import MedloomError, first_line
-from ..weights import WEIGHTS
+from ..artefact import WEIGHTS
 from .beat import EVERY, FAILED, FINISHED, REQUEUED, RUNNING, STOPPED, Beat, write_beat
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,11 @@ import pytest
 import timm
 import torch
 from medloom.data.errors import CheckpointError, ConfigError
+from medloom.pretrain.artefact import read_record
 from medloom.pretrain.encoders import build_encoder
 from medloom.pretrain.hub.convert import _without_folders, convert
 from medloom.pretrain.run import pretrain
-from medloom.pretrain.weights import load_encoder, read_record, save_encoder
+from medloom.pretrain.weights import load_encoder, save_encoder
 from safetensors.torch import load_file
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}

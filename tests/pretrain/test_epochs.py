@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from medloom.data.config import structured
 from medloom.data.errors import ConfigError
+from medloom.pretrain.artefact import WEIGHTS
 from medloom.pretrain.config import PretrainConfig, complete, load_config, per_rank_batch
 from medloom.pretrain.folder import CONFIG
 from medloom.pretrain.run import pretrain
 from medloom.pretrain.tracking import METRICS, read_rows
-from medloom.pretrain.weights import WEIGHTS
 
 Make = Callable[..., Any]
 Rows = Callable[[Path], list[dict[str, Any]]]

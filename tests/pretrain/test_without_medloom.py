@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from medloom.pretrain.artefact import MODELING
+from medloom.pretrain.artefact import MODELING, read_record
 from medloom.pretrain.encoders import Encoder, build_encoder
 from medloom.pretrain.release.card import card, write_card
 from medloom.pretrain.release.standalone import FILES, modeling
-from medloom.pretrain.weights import read_record, save_encoder
+from medloom.pretrain.weights import save_encoder
 
 from .hub_server import serve_hub
 from .small import SMALL_ENCODERS

@@ -15,10 +15,11 @@ from medloom.data.errors import CheckpointError, ConfigError
 from medloom.finetune.benchmark.grid import architecture, encoders_of
 from medloom.finetune.config import load_config
 from medloom.finetune.leakage import statement
+from medloom.pretrain.artefact import read_record
 from medloom.pretrain.encoders import build_encoder
 from medloom.pretrain.hub.convert import convert
 from medloom.pretrain.release.card import card
-from medloom.pretrain.weights import load_encoder, load_into, named_tensors, read_record
+from medloom.pretrain.weights import load_encoder, load_into, named_tensors
 from medloom.pretrain.zoo import record as zoo
 from medloom.pretrain.zoo.mapping import mapped
 from medloom.pretrain.zoo.source import described, read_zoo

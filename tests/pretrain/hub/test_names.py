@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from medloom.data.errors import CheckpointError, ConfigError
+from medloom.pretrain.artefact import read_record
 from medloom.pretrain.encoders import build_encoder
 from medloom.pretrain.hub.convert import convert
 from medloom.pretrain.hub.pull import pull
 from medloom.pretrain.hub.registry import registry
 from medloom.pretrain.sources import read_source
-from medloom.pretrain.weights import load_encoder, read_record, save_encoder
+from medloom.pretrain.weights import load_encoder, save_encoder
 
 from ..hub_server import Hub
 from .small import NAME, REPO, VIT, features, offline, register
@@ -236,8 +237,6 @@ def test_the_record_alone_reads_no_weights(known: str, monkeypatch: pytest.Monke
 
 
 def test_what_an_encoder_is_needs_no_weights(known: str, published: Hub) -> None:
-    from medloom.pretrain.sources import read_source
-
     for name in (known, NAME):
         assert read_source(name, weights=False)[2]["architecture"]["name"] == "vit"
     assert published.gets("/cdn/") == 0
