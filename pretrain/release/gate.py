@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ def private(folder: Path, run: Path) -> None:
         "the home folder": str(Path.home()),
         "the run folder": str(run.resolve()),
         "the host": platform.node(),
-        "a folder of the user": f"/home/{getpass.getuser()}",
     }
+    with suppress(OSError, KeyError):  # a number without a name, as containers give them
+        names["a folder of the user"] = f"/home/{getpass.getuser()}"
     for path in sorted(folder.glob("*")):
         if path.suffix not in (".json", ".md", ".py"):
             continue

@@ -285,9 +285,12 @@ def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("near")
-def test_names_of_this_machine_are_refused(run: Path) -> None:
+def test_names_of_this_machine_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = push(run, "org/x", dry_run=True).folder
     private(folder, run)
+    with monkeypatch.context() as patched:  # a user by number alone, as in containers
+        patched.setattr("getpass.getuser", lambda: {}["uid"])
+        private(folder, run)
     change(folder, note=f"trained in {run.resolve()}")
     with pytest.raises(ConfigError, match=r"encoder\.json names the run folder"):
         private(folder, run)
