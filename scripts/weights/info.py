@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -145,5 +145,5 @@ def _rule(rule: Mapping[str, Any] | str) -> str:
     return ", ".join(f"{key} {value}" for key, value in rule.items() if value not in (None, "", [], {}))
 
 
-def _by(numbers: list[float]) -> str:
+def _by(numbers: Sequence[float]) -> str:
     return " × ".join(f"{number:g}" for number in numbers)
