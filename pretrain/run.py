@@ -28,6 +28,7 @@ from ..data.shards.manifest import Manifest
 from ..data.stream.steps import StepPlan
 from ..data.stream.stream import Stream
 from . import ranks
+from .artefact import WEIGHTS
 from .cluster.detect import Launch, detect, is_main_process, precision
 from .cluster.peers import give_up_after, watched
 from .config import PretrainConfig, complete, per_rank_batch
@@ -52,7 +53,7 @@ from .scale.sharding import gathered
 from .scale.split import CheckpointFiles, newest, step_of
 from .scale.strategy import build_strategy
 from .stall import StallWatch
-from .weights import WEIGHTS, load_encoder, load_into, save_encoder
+from .weights import load_encoder, load_into, save_encoder
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +93,14 @@ def pretrain(
         Heartbeat(folder.path, main=main, steps=config.steps, ranks=trainer.world_size) as beat,
     ):
         checkpoint = newest(folder.path) if config.resume else None
-        if step_of(checkpoint) >= config.steps and (folder.path / WEIGHTS).is_file():
-            log.info("%s is complete at step %d", folder.path, step_of(checkpoint))
+        start = step_of(checkpoint)
+        if start >= config.steps and (folder.path / WEIGHTS).is_file():
+            log.info("%s is complete at step %d", folder.path, start)
             return folder.path
         if stop.received and leaves_before_start(config, trainer.world_size, main, beat):
             return folder.path
         known = BadSteps(folder.path)
-        mirror.open(folder.path, step_of(checkpoint), data, ancestor)
+        mirror.open(folder.path, start, data, ancestor)
         while True:
             module = PretrainModule(config, encoder, objective, Guard(config.trainer, known))
             try:
@@ -110,14 +112,26 @@ def pretrain(
             encoder, objective, ancestor = build(config)
             trainer, checkpoint = make_trainer(config, launch), newest(folder.path)
         if finished:
-            released = gathered(objective.released(encoder))
-            if main:
-                record = provenance(config, data.shards.manifest, data, objective, ancestor)
-                save_encoder(folder.path, released, record)
-                mirror.done(folder.path)
+            write_encoder(config, data, objective, encoder, ancestor, mirror)
     if main and not finished and config.trainer.requeue and preempt.requeue():
         beat.requeued()
     return folder.path
+
+
+def write_encoder(
+    config: PretrainConfig,
+    data: Stream,
+    objective: Objective,
+    encoder: Encoder,
+    ancestor: Any,
+    mirror: Mirror,
+) -> None:
+    """Write what a finished run gives into its folder; a collective call."""
+    released = gathered(objective.released(encoder))
+    if is_main_process():
+        record = provenance(config, data.shards.manifest, data, objective, ancestor)
+        save_encoder(config.folder, released, record)
+        mirror.done(config.folder)
 
 
 def leaves_before_start(config: PretrainConfig, world: int, main: bool, beat: Heartbeat) -> bool:
