@@ -18,7 +18,8 @@ EXAMPLE = """examples:
   medloom launch base-mae-2d --on k8s --gpus 8 --image registry/medloom:1 --mount claim:/data \\
     data.shards=/data/shards out=/data/runs/mae --dry-run
 
-The job's files lie in OUT.launch, beside the run folder; its exit status is that of `medloom pretrain`."""
+The job's files lie in OUT.launch, beside the run folder (k8s, skypilot: in this folder); its exit status is
+that of `medloom pretrain`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu-type", metavar="NAME", help="as the cluster calls it, e.g. h100")
     add("--cpus", type=int, help="cores a process (default: data.workers + 2)")
     add("--mem", type=int, metavar="GB", help="memory a node")
-    add("--time", help="limit of one start: 36h, 1-12:00:00, ...; the run goes on in the next one")
+    add("--time", help="limit of one start (k8s: of the whole job, which then fails): 36h, 1-12:00:00, ...")
     add("--partition", help="of SLURM")
     add("--account", help="of SLURM")
     add("--qos", help="of SLURM")
@@ -48,11 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mount", action="append", default=[], metavar="SOURCE:FOLDER", help=f"{source}; repeatable")
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="environment of the job; repeatable")
     add("--setup", action="append", default=[], metavar="LINE", help="shell line before the run; repeatable")
-    add("--on-demand", action="store_true", help="skypilot: no machines that may be taken away")
-    add("--grace", type=int, default=120, metavar="S", help="seconds between signal and kill (default: 120)")
-    add("--retries", type=int, default=3, help="starts after a crash (default: 3)")
+    add("--on-demand", action="store_true", default=None, help="skypilot: no machines that may be taken away")
+    add(
+        "--grace",
+        type=int,
+        metavar="S",
+        help="slurm, submitit, k8s: seconds until the kill (default: 120)",
+    )
+    add("--retries", type=int, help="slurm, k8s, skypilot: starts after a crash (default: 3)")
     add("--master-addr", metavar="HOST", help="torchrun: address of the first host")
-    add("--master-port", type=int, default=29500, help="port of the first host (default: 29500)")
+    add("--master-port", type=int, help="torchrun, k8s, skypilot: port of the first host (default: 29500)")
     add("--name", help="name of the job (default: that of the configuration)")
     add("--template", type=Path, metavar="FILE", help="a template instead of the one in configs/launch")
     add("--dry-run", action="store_true", help="show checks, files and commands; write and submit nothing")
@@ -69,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     kind, job = KINDS[arguments.on], _job(arguments)
     files = render(job, arguments.on, arguments.template)
-    findings = preflight(job, shared=kind.shared)
+    findings = preflight(job, grace="grace_seconds" in kind.takes)
     print_table([{"check": f.what, "state": f.state, "found": f.found, "mend": f.mend} for f in findings])
     faults = sum(finding.state == "fault" for finding in findings)
     if arguments.dry_run:
@@ -102,7 +108,7 @@ def _job(arguments: argparse.Namespace) -> Job:
         namespace=arguments.namespace, image=arguments.image,
         mounts=tuple(parse_pair(text, ":", "--mount", "SOURCE:/FOLDER") for text in arguments.mount),
         env=tuple(parse_pair(text, "=", "--env", "NAME=VALUE") for text in arguments.env),
-        setup=tuple(arguments.setup), spot=not arguments.on_demand, grace_seconds=arguments.grace,
+        setup=tuple(arguments.setup), on_demand=arguments.on_demand, grace_seconds=arguments.grace,
         retries=arguments.retries, master_addr=arguments.master_addr, master_port=arguments.master_port,
         shared=KINDS[arguments.on].shared,
     )  # fmt: skip
@@ -127,6 +133,7 @@ def _commands(target: str, kind: Target, job: Job, path: Path) -> list[str]:
 
 def _submit(target: str, kind: Target, job: Job, path: Path) -> int:
     import importlib.util
+    import shlex
     import subprocess
 
     from ..data.errors import ConfigError
@@ -135,7 +142,7 @@ def _submit(target: str, kind: Target, job: Job, path: Path) -> int:
     command = kind.submit(job, path)
     if target == "submitit" and importlib.util.find_spec("submitit") is None:
         raise ConfigError("submitit is not installed: pip install 'medloom[submitit]'")
-    say(f"$ {' '.join(command)}")
+    say(f"$ {shlex.join(command)}")
     try:
         status = subprocess.run(command, check=False).returncode
     except FileNotFoundError as error:

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from ..pretrain.config import PretrainConfig
 
 
-def preflight(job: Job, *, shared: bool) -> list[Finding]:
-    """Findings of a job; `shared` says whether its machines see this machine's files."""
+def preflight(job: Job, *, grace: bool) -> list[Finding]:
+    """Findings of a job; `grace` says whether it decides how long there is between signal and kill."""
     config = copy.deepcopy(job.config)  # what the shards and `init_from` decide is filled in here
-    found = [*_batch(job), *_data(job, config, shared), *_network(job, config)]
-    if shared:
+    found = [*_batch(job), *_data(job, config), *_network(job, config)]
+    if job.shared:
         sound = all(finding.state != "fault" for finding in found)
         found += _folder(job, config if sound else None)
     else:
         found += _mounts(job)
-    return [*found, *_time(job)]
+    return [*found, *_time(job)] if grace else found
 
 
 def _batch(job: Job) -> Iterator[Finding]:
@@ -45,12 +45,12 @@ def _batch(job: Job) -> Iterator[Finding]:
     yield Finding("batch", "ok", f"{ranks} × {job.config.trainer.accumulate} micro-batches × {each} samples")
 
 
-def _data(job: Job, config: PretrainConfig, shared: bool) -> Iterator[Finding]:
+def _data(job: Job, config: PretrainConfig) -> Iterator[Finding]:
     from ..data.errors import MedloomError
     from ..pretrain.run import open_data, resolve_classes, resolve_steps
 
     where, world = str(config.data.shards), job.nodes * job.ranks
-    if where and not shared and "://" not in where and not Path(where).exists():
+    if where and not job.shared and "://" not in where and not Path(where).exists():
         yield Finding("shards", "note", f"{where} is not seen from here", "not checked")
         return
     try:
@@ -67,19 +67,21 @@ def _data(job: Job, config: PretrainConfig, shared: bool) -> Iterator[Finding]:
 
 
 def _network(job: Job, config: PretrainConfig) -> Iterator[Finding]:
-    from ..data.errors import MedloomError
+    from ..data.errors import ConfigError, MedloomError
     from ..pretrain.config import per_rank_batch
     from ..pretrain.run import build
 
     try:
         encoder, objective, _ = build(config)
-        parts = per_rank_batch(config, job.nodes * job.ranks)
     except MedloomError as error:
         yield Finding("network", "fault", str(config.encoder.get("name", config.init_from)), str(error))
         return
     count = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
     name = f"{config.objective['name']} of {config.encoder['name']}, {count:.1f} M parameters"
-    few = min(parts) < objective.least_batch
+    try:
+        few = min(per_rank_batch(config, job.nodes * job.ranks)) < objective.least_batch
+    except ConfigError:  # a finding of its own
+        few = False
     mend = f"needs {objective.least_batch} samples a rank: a larger batch, or fewer ranks"
     yield Finding("network", "fault" if few else "ok", name, mend if few else "")
 
@@ -104,9 +106,9 @@ def _folder(job: Job, config: PretrainConfig | None) -> Iterator[Finding]:
 
 def _time(job: Job) -> Iterator[Finding]:
     trainer = job.config.trainer
-    enough = job.grace_seconds >= trainer.grace_seconds
+    enough = job.grace >= trainer.grace_seconds
     yield Finding(
-        "grace", "ok" if enough else "fault", f"{job.grace_seconds} s before the end",
+        "grace", "ok" if enough else "fault", f"{job.grace} s before the end",
         "" if enough else f"trainer.grace_seconds is {trainer.grace_seconds:g}: raise --grace or lower it",
     )  # fmt: skip
 

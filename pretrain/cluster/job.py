@@ -19,6 +19,7 @@ from ..config import PretrainConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DAYS = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_FLAGS = {"mem_gb": "mem", "minutes": "time", "mounts": "mount", "grace_seconds": "grace"}
 _UNIT = re.compile(r"(\d+(?:\.\d+)?)([mhd])")
 
 
@@ -37,7 +38,7 @@ class Job:
     gpu_type: str | None = None  # as the cluster calls it: h100, H100, ...
     cpus: int | None = None  # cores a process; None: its loader workers and two
     mem_gb: int | None = None  # GB a node
-    minutes: int | None = None  # limit of one start
+    minutes: int | None = None  # limit of one start; on Kubernetes of all of them together
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -46,11 +47,11 @@ class Job:
     mounts: tuple[tuple[str, str], ...] = ()  # (source, folder in the container or on the machine)
     env: tuple[tuple[str, str], ...] = ()
     setup: tuple[str, ...] = ()  # shell lines before the run
-    spot: bool = True  # machines that may be taken away, where they are rented
-    grace_seconds: int = 120  # between the signal and the kill
-    retries: int = 3  # starts after a crash; preemptions do not count where the cluster tells them apart
+    on_demand: bool | None = None  # True: rent no machines that may be taken away
+    grace_seconds: int | None = None  # between the signal and the kill; None: see `grace`
+    retries: int | None = None  # starts after a crash; preemptions do not count where they can be told apart
     master_addr: str | None = None  # of the first host; torchrun alone has to be told
-    master_port: int = 29500
+    master_port: int | None = None
     directory: Path = field(default_factory=Path.cwd)  # where the job starts; relative paths mean this
     shared: bool = True  # its machines see this machine's files
 
@@ -70,6 +71,21 @@ class Job:
     def ranks(self) -> int:
         """Processes a node."""
         return max(1, self.gpus)
+
+    @property
+    def grace(self) -> int:
+        """Seconds between the signal and the kill."""
+        return 120 if self.grace_seconds is None else self.grace_seconds
+
+    @property
+    def starts(self) -> int:
+        """Starts after a crash."""
+        return 3 if self.retries is None else self.retries
+
+    @property
+    def port(self) -> int:
+        """Port of the first host."""
+        return self.master_port or 29500
 
     @property
     def cores(self) -> int:
@@ -107,10 +123,11 @@ class Job:
             ConfigError: a value was given that would be dropped without a word.
         """
         optional = ("partition", "account", "qos", "namespace", "image", "mounts", "gpu_type", "mem_gb",
-                    "minutes", "cpus", "master_addr")  # fmt: skip
+                    "minutes", "cpus", "master_addr", "master_port", "grace_seconds", "retries",
+                    "on_demand")  # fmt: skip
         for name in optional:
             if getattr(self, name) not in (None, ()) and name not in taken:
-                flag = {"mem_gb": "mem", "minutes": "time", "mounts": "mount"}.get(name, name)
+                flag = _FLAGS.get(name, name)
                 raise ConfigError(f"--{flag.replace('_', '-')}: {target} has no such thing; leave it out")
 
 

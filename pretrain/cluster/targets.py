@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,20 +58,19 @@ def render(job: Job, target: str, path: Path | None = None) -> dict[Path, str]:
 
 
 def _slurm(job: Job) -> dict[str, Any]:
-    kind = f"{job.gpu_type}:" if job.gpu_type else ""
     container = None
     if job.image:
         mounts = ",".join(f"{source}:{target}" for source, target in job.mounts)
         parts = [f"--container-image={job.image}", f"--container-workdir={job.directory}"]
-        container = _shell([*parts, *([f"--container-mounts={mounts}"] if mounts else [])])
+        container = shlex.join([*parts, *([f"--container-mounts={mounts}"] if mounts else [])])
     return {
         "name": job.name, "nodes": job.nodes, "ranks": job.ranks,
-        "gres": f"gpu:{kind}{job.gpus}" if job.gpus else None, "cpus": job.cores,
+        "gres": _gres(job), "cpus": job.cores,
         "mem": None if job.mem_gb is None else f"{job.mem_gb}G", "time": job.minutes,
-        "partition": job.partition, "account": job.account, "qos": job.qos, "grace": job.grace_seconds,
+        "partition": job.partition, "account": job.account, "qos": job.qos, "grace": job.grace,
         "directory": _directive(job.directory), "log": _directive(job.folder / "%j.log"),
-        "setup": "\n".join(job.setup) or None, "env": _exports(job), "retries": job.retries,
-        "container": container, "command": _shell([job.python, *CLI, *job.arguments()]),
+        "setup": "\n".join(job.setup) or None, "env": _exports(job), "retries": job.starts,
+        "container": container, "command": shlex.join([job.python, *CLI, *job.arguments()]),
     }  # fmt: skip
 
 
@@ -83,8 +82,8 @@ def _torchrun(job: Job) -> dict[str, Any]:
     return {
         "directory": shlex.quote(str(job.directory)), "setup": "\n".join(job.setup) or None,
         "env": _exports(job), "python": shlex.quote(job.python), "nodes": job.nodes, "ranks": job.ranks,
-        "master_addr": job.master_addr or "127.0.0.1", "master_port": job.master_port,
-        "command": _shell([*CLI, *job.arguments()]),
+        "master_addr": job.master_addr or "127.0.0.1", "master_port": job.port,
+        "command": shlex.join([*CLI, *job.arguments()]),
     }  # fmt: skip
 
 
@@ -92,8 +91,8 @@ def _submitit(job: Job) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "name": job.name, "nodes": job.nodes, "tasks_per_node": job.ranks, "cpus_per_task": job.cores,
         "timeout_min": job.minutes, "mem_gb": job.mem_gb, "slurm_partition": job.partition,
-        "slurm_account": job.account, "slurm_qos": job.qos, "slurm_signal_delay_s": job.grace_seconds,
-        "slurm_gres": f"gpu:{job.gpu_type + ':' if job.gpu_type else ''}{job.gpus}" if job.gpus else None,
+        "slurm_account": job.account, "slurm_qos": job.qos, "slurm_signal_delay_s": job.grace,
+        "slurm_gres": _gres(job),
         "slurm_additional_parameters": {"requeue": True},
         "slurm_setup": [*job.setup, *_exported(job)] or None,
     }  # fmt: skip
@@ -128,8 +127,8 @@ def _k8s(job: Job) -> dict[str, Any]:
         places.append({"name": f"disk-{number}", "mountPath": folder})
     return {
         "name": name, "namespace": job.namespace or "default", "nodes": job.nodes, "image": job.image,
-        "config": job.frozen, "master_port": job.master_port, "retries": job.retries * job.nodes,
-        "seconds": None if job.minutes is None else 60 * job.minutes, "grace": job.grace_seconds,
+        "config": job.frozen, "master_port": job.port, "retries": job.starts * job.nodes,
+        "seconds": None if job.minutes is None else 60 * job.minutes, "grace": job.grace,
         "directory": job.mounts[0][1] if job.mounts else None,
         "script": _script(job, '"$NODE_RANK"', f"{name}-0.{name}", str(job.nodes), IN_POD),
         "env": [
@@ -145,8 +144,8 @@ def _skypilot(job: Job) -> dict[str, Any]:
     if job.gpus and job.gpu_type is None:
         raise ConfigError("--gpu-type: SkyPilot rents by type, e.g. --gpu-type H100")
     resources: dict[str, Any] = {
-        "cpus": f"{job.cores * job.ranks}+", "use_spot": job.spot,
-        "job_recovery": {"max_restarts_on_errors": job.retries, "recover_on_exit_codes": [3]},
+        "cpus": f"{job.cores * job.ranks}+", "use_spot": not job.on_demand,
+        "job_recovery": {"max_restarts_on_errors": job.starts, "recover_on_exit_codes": [3]},
     }  # fmt: skip
     if job.gpus:
         resources["accelerators"] = f"{job.gpu_type}:{job.gpus}"
@@ -174,13 +173,13 @@ def _script(job: Job, rank: str, address: str, nodes: str, config: str, *, setup
         *(job.setup if setup else ()),
         "exec python -m medloom.pretrain.cluster.torchrun \\",
         f"  --nnodes {nodes} --nproc-per-node {job.ranks} --node-rank {rank} \\",
-        f"  --master-addr {address} --master-port {job.master_port} \\",
-        f"  {_shell([*CLI, *job.arguments(config)])}\n",
+        f"  --master-addr {address} --master-port {job.port} \\",
+        f"  {shlex.join([*CLI, *job.arguments(config)])}\n",
     ])  # fmt: skip
 
 
-def _shell(words: Sequence[str]) -> str:
-    return " ".join(shlex.quote(word) for word in words)
+def _gres(job: Job) -> str | None:
+    return ":".join(["gpu", *([job.gpu_type] if job.gpu_type else []), str(job.gpus)]) if job.gpus else None
 
 
 def _exported(job: Job) -> list[str]:
@@ -207,20 +206,22 @@ def _submit_torchrun(job: Job, path: Path) -> list[str]:
     return ["bash", str(path)]
 
 
-_ON_SLURM = ("partition", "account", "qos", "gpu_type", "mem_gb", "minutes", "cpus")
+_ON_SLURM = ("partition", "account", "qos", "gpu_type", "mem_gb", "minutes", "cpus", "grace_seconds")
 
 TARGETS: dict[str, Target] = {
     "slurm": Target(
-        (*_ON_SLURM, "image", "mounts"), _slurm, lambda job, path: ["sbatch", "--parsable", str(path)]
+        (*_ON_SLURM, "image", "mounts", "retries"), _slurm,
+        lambda job, path: ["sbatch", "--parsable", str(path)],
     ),
-    "torchrun": Target(("master_addr",), _torchrun, _submit_torchrun),
+    "torchrun": Target(("master_addr", "master_port"), _torchrun, _submit_torchrun),
     "submitit": Target(_ON_SLURM, _submitit, lambda job, path: [sys.executable, str(path)]),
     "k8s": Target(
-        ("namespace", "image", "mounts", "mem_gb", "minutes", "cpus"), _k8s,
+        ("namespace", "image", "mounts", "mem_gb", "minutes", "cpus", "grace_seconds", "retries",
+         "master_port"), _k8s,
         lambda job, path: ["kubectl", "apply", "-f", str(path)], shared=False,
     ),
     "skypilot": Target(
-        ("image", "mounts", "gpu_type", "mem_gb", "cpus"), _skypilot,
+        ("image", "mounts", "gpu_type", "mem_gb", "cpus", "retries", "master_port", "on_demand"), _skypilot,
         lambda job, path: ["sky", "jobs", "launch", "--yes", "--detach-run", str(path)], shared=False,
     ),
 }  # fmt: skip

@@ -24,13 +24,38 @@ from medloom.scripts import cli, launch
 SCHEMAS = Path(__file__).with_name("schemas")
 POD = ("--image", "registry/medloom:1", "--mount", "claim:/data")
 NEEDS = {
-    "slurm": ("--partition", "gpu", "--account", "me", "--time", "24h", "--mem", "500", "--gpu-type", "h100"),
+    "slurm": (
+        "--partition",
+        "gpu",
+        "--account",
+        "me",
+        "--time",
+        "24h",
+        "--mem",
+        "500",
+        "--gpu-type",
+        "h100",
+        "--grace",
+        "200",
+    ),
     "torchrun": ("--master-addr", "node1"),
-    "submitit": ("--partition", "gpu", "--time", "1-12:00:00"),
-    "k8s": (*POD, "--time", "24h", "--mem", "500", "--namespace", "research", "--cpus", "12"),
+    "submitit": ("--partition", "gpu", "--time", "1-12:00:00", "--grace", "200"),
+    "k8s": (
+        *POD,
+        "--time",
+        "24h",
+        "--mem",
+        "500",
+        "--namespace",
+        "research",
+        "--cpus",
+        "12",
+        "--grace",
+        "200",
+    ),
     "skypilot": ("--gpu-type", "H100", "--mount", "s3://bucket:/data", "--setup", "pip install medloom"),
 }
-MANY = ("--nodes", "2", "--gpus", "2", "--env", "GREETING=it's $HOME", "--grace", "200")
+MANY = ("--nodes", "2", "--gpus", "2", "--env", "GREETING=it's $HOME")
 
 
 def job(tmp_path: Path, **options: Any) -> Job:
@@ -244,6 +269,9 @@ def test_a_pod_that_keeps_nothing_is_refused(
         ("torchrun", {"nodes": 2}, "--master-addr: several hosts"),
         ("torchrun", {"partition": "gpu"}, "--partition: torchrun has no such thing"),
         ("k8s", {"account": "me", "image": "x"}, "--account: k8s has no such thing"),
+        ("torchrun", {"grace_seconds": 60}, "--grace: torchrun has no such thing"),
+        ("slurm", {"on_demand": True}, "--on-demand: slurm has no such thing"),
+        ("submitit", {"retries": 1}, "--retries: submitit has no such thing"),
         ("k8s", {}, "--image: Kubernetes needs an image"),
         ("skypilot", {}, "--gpu-type: SkyPilot rents by type"),
     ],
