@@ -129,6 +129,7 @@ class _Run:
         self.visible = visible.unsqueeze(1)  # [B, 1, *grid]
         self.grid = tuple(visible.shape[1:])
         self.masks: dict[tuple[int, ...], Tensor] = {self.grid: self.visible}
+        self.counts: dict[tuple[int, ...], Tensor] = {}
 
     def hide_image(self, encoder: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Blank the hidden part of the image before anything sees it."""
@@ -148,6 +149,13 @@ class _Run:
                 mask = mask.repeat_interleave(s // g, dim=axis)
             self.masks[size] = mask
         return self.masks[size]
+
+    def count(self, size: Sequence[int]) -> Tensor:
+        """Visible places of a map in the mean over all ranks, as all batch norms count (norms.py)."""
+        size = tuple(size)
+        if size not in self.counts:
+            self.counts[size] = ranks.mean(self.at(size).sum().clamp(min=1).float())
+        return self.counts[size]
 
     def hide(self, x: Tensor, last: bool = False) -> Tensor:
         """Zero at hidden places of a map [B, C, *size], or [B, *size, C] where `last`; others as they are."""
@@ -202,7 +210,7 @@ class _Run:
             mean, variance = module.running_mean.reshape(shape), module.running_var.reshape(shape)
         else:
             mask = self.at(x.shape[2:])
-            count = ranks.mean(mask.sum().clamp(min=1).float())  # of all ranks, as all batch norms (norms.py)
+            count = self.count(x.shape[2:])
             mean = ranks.mean((y * mask).sum(dims, keepdim=True)) / count
             variance = ranks.mean(((y - mean).square() * mask).sum(dims, keepdim=True)) / count
             count = count * ranks.world()

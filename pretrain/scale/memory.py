@@ -19,6 +19,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
@@ -170,31 +171,33 @@ def trials(config: PretrainConfig, parts: Sequence[int], device: str, world: int
     env = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     split = config.trainer.shard_size or world if config.trainer.strategy == "fsdp2" else 1
     task = {"config": to_dict(config), "device": device, "split": split}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "medloom.pretrain.scale.trial"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=env,
-    )  # fmt: skip
-    assert child.stdin is not None and child.stdout is not None and child.stderr is not None
-    stdin, stdout, stderr = child.stdin, child.stdout, child.stderr
+    command = [sys.executable, "-m", "medloom.pretrain.scale.trial"]
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+") as said,  # a pipe that nobody reads would stop a child of many warnings
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said, text=True, env=env) as child,
+    ):
+        assert child.stdin is not None and child.stdout is not None
+        stdin, stdout = child.stdin, child.stdout
 
-    def measure(number: int) -> float | None:
+        def measure(number: int) -> float | None:
+            try:
+                _say(stdin, [part // number for part in parts])
+                answer = stdout.readline()
+            except BrokenPipeError:
+                answer = ""
+            if not answer:
+                if child.wait() == -9:  # the kernel's way to say that memory is out
+                    return None
+                said.seek(0)
+                raise ConfigError(f"trainer.accumulate=auto: the trial failed: {_last_line(said)}")
+            return json.loads(answer)["bytes"]
+
         try:
-            _say(stdin, [part // number for part in parts])
-            answer = stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            if child.wait() == -9:  # the kernel's way to say that memory is out
-                return None
-            raise ConfigError(f"trainer.accumulate=auto: the trial failed: {_last_line(stderr)}")
-        return json.loads(answer)["bytes"]
-
-    try:
-        _say(stdin, task)
-        yield measure
-    finally:
-        child.kill()
-        child.communicate()
+            _say(stdin, task)
+            yield measure
+        finally:
+            child.kill()
 
 
 def _say(stream: IO[str], value: Any) -> None:
