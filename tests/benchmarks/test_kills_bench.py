@@ -31,6 +31,7 @@ def check(found: dict[str, Any], kills: int) -> None:
     assert any(life["begun"] > life["from"] for life in found["lives"]), "no kill met a run that trained"
 
 
+@pytest.mark.slow  # two kills are in tests/pretrain/test_kill_resume.py
 @pytest.mark.timeout(900)
 def test_six_kills(tmp_path: Path) -> None:
     check(run(tmp_path, 6, seed=1), 6)
