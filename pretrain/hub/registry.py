@@ -75,8 +75,11 @@ def registry() -> dict[str, Release]:
     return found
 
 
-def entry(name: str, record: dict[str, Any], *, repo: str, commit: str, title: str, licence: str) -> str:
-    """The lines of a registry for an artefact that lies in `repo` at `commit`.
+def entry(
+    name: str, record: dict[str, Any], *, title: str, licence: str,
+    repo: str | None = None, commit: str | None = None, folder: str | None = None,
+) -> str:  # fmt: skip
+    """The lines of a registry for an artefact that lies in `repo` at `commit`, or in `folder`.
 
     Args:
         record: its encoder.json.
@@ -84,7 +87,8 @@ def entry(name: str, record: dict[str, Any], *, repo: str, commit: str, title: s
     import yaml
 
     release = Release(
-        name=name, title=title, repo=repo, revision=commit, sha256=record["sha256"], bytes=record["bytes"],
+        name=name, title=title, repo=repo, revision=commit, folder=folder, sha256=record["sha256"],
+        bytes=record["bytes"],
         architecture=record["architecture"]["name"], ndim=record["ndim"], parameters=record["parameters"],
         licence=licence,
     )  # fmt: skip

@@ -56,6 +56,7 @@ def _own(release: Release, weights: bool) -> Path:
     if not folder.is_dir():
         raise CheckpointError(
             f"{release.name}: {folder} is not there: get the folder from where the registry came from"
+            + (f", or make it with: {release.train}" if release.train else "")
         )
     if weights and (folder / WEIGHTS).is_file() and sha256(folder / WEIGHTS) != release.sha256:
         raise CheckpointError(

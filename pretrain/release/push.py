@@ -41,16 +41,17 @@ class Pushed:
     """What became of a release."""
 
     folder: Path  # the artefact
-    repo: str
-    commit: str | None  # None: a dry run
+    repo: str | None
+    commit: str | None  # None: nothing was uploaded
     verdict: Verdict
     record: dict[str, Any]  # encoder.json
 
 
 def push(
     run: Path,
-    repo: str,
+    repo: str | None,
     *,
+    folder: Path | None = None,
     licence: str = "",
     override: str | None = None,
     scores: Sequence[Mapping[str, Any]] = (),
@@ -61,7 +62,8 @@ def push(
 
     Args:
         run: folder of `medloom pretrain`, or an artefact.
-        repo: ORG/NAME on the hub.
+        repo: ORG/NAME on the hub; None: on no hub.
+        folder: where the artefact is put, new or with an older one in it; None: RUN/release.
         licence: under which the weights are published, e.g. Apache-2.0; the card says when there is none.
         override: why a licence of the data that stands against sharing does not; recorded.
         scores: rows of `finetune.released`, of held-out tasks.
@@ -73,13 +75,15 @@ def push(
         CheckpointError: no finished encoder, other features or scores than recorded, a fault of the hub.
     """
     run = Path(run)
-    if not REPOSITORY.fullmatch(repo):
+    if repo is not None and not REPOSITORY.fullmatch(repo):
         raise ConfigError(f"--to {repo!r}: expected ORG/NAME, a repository of the hub")
+    folder = run / STAGED if folder is None else folder
+    _free(folder)
     record = finished(run)
     record["licences"] = judged(record, override)
     refuse_licences(record["licences"])
     record |= {
-        "release": {"name": repo, "licence": licence}, "scores": [dict(row) for row in scores],
+        "release": {"name": repo or folder.name, "licence": licence}, "scores": [dict(row) for row in scores],
         "compute": cost(run), "timm": (run / TIMM_CONFIG).is_file(),
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix=".partial-release-", dir=run) as held:
@@ -92,12 +96,21 @@ def push(
         write_json(staging / RECORD, record)
         write_card(staging)
         private(staging, run)
-        folder = run / STAGED
         if folder.exists():
             shutil.rmtree(folder)
-        staging.replace(folder)
-    commit = None if dry_run else upload(folder, repo, private_repo)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(staging, folder)
+    commit = None if dry_run or repo is None else upload(folder, repo, private_repo)
     return Pushed(folder, repo, commit, verdict, record)
+
+
+def _free(folder: Path) -> None:
+    """Refuse a folder that holds anything but an older artefact."""
+    if folder.is_file():
+        raise ConfigError(f"{folder}: a file is there: name a folder")
+    others = sorted(path.name for path in folder.glob("*") if path.name not in FILES)
+    if others:
+        raise ConfigError(f"{folder}: holds {', '.join(others[:3])}: name a new folder")
 
 
 def finished(run: Path) -> dict[str, Any]:

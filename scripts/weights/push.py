@@ -1,4 +1,4 @@
-"""`medloom weights push RUN --to ORG/NAME`: the release gate, then one commit on the hub."""
+"""`medloom weights push RUN`: the release gate, then a folder, and one commit on the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `medloom weights push`."""
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="finished run, or an artefact")
-    parser.add_argument("--to", required=True, metavar="ORG/NAME", help="repository of the hub")
+    parser.add_argument("--to", metavar="ORG/NAME", help="repository of the hub")
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="put the artefact here (default: RUN/release)"
+    )
     parser.add_argument(
         "--scores", type=Path, action="append", default=[], metavar="DIR",
         help="folder of `medloom evaluate` or `medloom benchmark` with scores for the card; may be repeated",
@@ -34,14 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Stage, verify in a clean process, upload; print what was found and what to do next."""
+    from ...data.errors import ConfigError
     from ...finetune.released import scores_of
     from ...pretrain.release.push import finished, push
     from ..console import say
     from .verify import show
 
+    if arguments.to is None and arguments.folder is None:
+        raise ConfigError("say where the release goes: --to ORG/NAME, of the hub, or --folder DIR")
     record = finished(arguments.run_folder)
     pushed = push(
-        arguments.run_folder, arguments.to, licence=arguments.licence,
+        arguments.run_folder, arguments.to, folder=arguments.folder, licence=arguments.licence,
         override=arguments.licence_override, scores=scores_of(arguments.scores, record["sha256"]),
         private_repo=arguments.private, dry_run=arguments.dry_run,
     )  # fmt: skip
@@ -49,23 +55,25 @@ def run(arguments: argparse.Namespace) -> int:
     for sentence in pushed.record["licences"]["forbids"]:
         say(f"overridden: {sentence}")
     say(f"artefact and card: {pushed.folder}")
-    if pushed.commit is None:
+    if pushed.repo is not None and pushed.commit is None:
         say("dry run: nothing was uploaded")
         return 0
-    say(f"released: {pushed.repo} at commit {pushed.commit}")
-    say(f'load_encoder("hf-hub:{pushed.repo}@{pushed.commit}")')
+    if pushed.commit is not None:
+        say(f"released: {pushed.repo} at commit {pushed.commit}")
+        say(f'load_encoder("hf-hub:{pushed.repo}@{pushed.commit}")')
     say("to give it a name, add to configs/weights.yaml (or a file that MEDLOOM_WEIGHTS names):")
-    say(_lines(pushed, pushed.commit, arguments.licence or "not stated"))
+    say(_lines(pushed, arguments.licence or "not stated"))
     return 0
 
 
-def _lines(pushed: Pushed, commit: str, licence: str) -> str:
+def _lines(pushed: Pushed, licence: str) -> str:
     """The lines of a registry; a name there has small letters, and begins with one or with a digit."""
     from ...pretrain.hub.registry import entry
 
-    name = re.sub(r"[^a-z0-9._-]", "-", pushed.repo.rpartition("/")[2].lower()).lstrip("._-")
+    name = pushed.record["release"]["name"].rpartition("/")[2]
+    name = re.sub(r"[^a-z0-9._-]", "-", name.lower()).lstrip("._-")
     objective = ((pushed.record.get("training") or {}).get("objective") or {}).get("name", "")
     return entry(
-        name or "encoder", pushed.record, repo=pushed.repo, commit=commit,
-        title=f"{objective} encoder".strip(), licence=licence,
+        name or "encoder", pushed.record, title=f"{objective} encoder".strip(), licence=licence,
+        repo=pushed.repo, commit=pushed.commit, folder=None if pushed.repo else str(pushed.folder),
     ).rstrip()  # fmt: skip

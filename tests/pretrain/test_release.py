@@ -101,6 +101,24 @@ def test_a_run_is_released_and_loads_elsewhere(
     assert "FAILED" not in capsys.readouterr().out
 
 
+def test_a_release_may_be_a_folder_of_a_registry(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = tmp_path / "releases" / "tiny-2d"
+    for _ in range(2):  # an older artefact is replaced
+        assert cli.main(["weights", "push", str(run), "--folder", str(house)]) == 0
+    shown = capsys.readouterr().out
+    (tmp_path / "registry.yaml").write_text(shown[shown.rindex("tiny-2d:\n") :])
+    monkeypatch.setenv("MEDLOOM_WEIGHTS", str(tmp_path / "registry.yaml"))
+    assert load_encoder("tiny-2d", prove=True)[1].proved == 0.0
+    assert (house / "README.md").read_text().count("# tiny-2d\n") == 1
+    (house / "mine.txt").touch()
+    assert cli.main(["weights", "push", str(run), "--folder", str(house)]) == 2
+    assert "holds mine.txt: name a new folder" in capsys.readouterr().err and (house / "mine.txt").exists()
+    assert cli.main(["weights", "push", str(run)]) == 2
+    assert "say where the release goes" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("near")
 def test_a_dry_run_asks_the_hub_nothing_and_can_be_repeated(run: Path, hub: Hub) -> None:
     for _ in range(2):
