@@ -19,7 +19,7 @@ def input_contract(record: Mapping[str, Any]) -> str:
     sizes = " and ".join("×".join(map(str, crop)) for crop in crops)
     said = (
         f"{f'Crops of {sizes} pixels' if crops else 'No size of crops on record'}, "
-        f"{contract.get('channels')} channel(s), intensities by rule "
+        f"{_channels(contract.get('channels'))}, intensities by rule "
         f"`{contract.get('rule')}`: `(clip(x, low, high) - mean) / std` with statistics of the whole image."
     )
     if any(len(crop) == 3 for crop in crops):
@@ -49,7 +49,7 @@ def data(record: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         manifest = f", manifest `{str(one['manifest'])[:16]}`" if one.get("manifest") else ""
         length = [f"{_number(one.get(key))} {key}" for key in ("steps", "samples") if one.get(key)]
-        length += [f"seeds {one['seeds']}"] if one.get("seeds") else []
+        length += [f"seed {n} ({what})" for what, n in sorted((one.get("seeds") or {}).items())]
         said.append(
             f"{lead} {name}{manifest}{': ' if length else ''}{', '.join(length)}."
             + (" These data sets are known, others are not." if one.get("complete") is False else "")
@@ -104,7 +104,7 @@ def held_out(record: Mapping[str, Any]) -> str:
     excluded = {k: v for k, v in (found.get("excluded") or {}).items() if v}
     if excluded:
         said.append(
-            "Left out: " + ", ".join(f"{n:,} by {reason}" for reason, n in sorted(excluded.items())) + "."
+            "Left out: " + ", ".join(f"{n:,} ({reason})" for reason, n in sorted(excluded.items())) + "."
         )
     unknown = found.get("not_checked") or []
     if unknown:
@@ -226,3 +226,7 @@ def _list(items: Any) -> str:
 
 def _by(numbers: Sequence[float]) -> str:
     return " × ".join(f"{number:.3g}" for number in numbers)
+
+
+def _channels(count: int | None) -> str:
+    return "channels not on record" if count is None else f"{count} channel{'s' * (count != 1)}"
