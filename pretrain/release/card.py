@@ -104,7 +104,7 @@ def _use(record: Mapping[str, Any], name: str, standalone: str) -> str:
     parts = [
         "With medloom, which checks hash and reference features and adapts channels and size:",
         _python(
-            "from medloom.pretrain import load_encoder\n"
+            "from medloom.pretrain import load_encoder\n\n"
             f'encoder, report = load_encoder("{where}")\n'
             "features = encoder.eval()(images)  # normalised as below; .pooled, .tokens, .grid"
         ),
@@ -113,7 +113,7 @@ def _use(record: Mapping[str, Any], name: str, standalone: str) -> str:
         place = where if "/" in name else "local-dir:FOLDER"
         parts += [
             "Without medloom, by timm alone:",
-            _python(f'import timm\nmodel = timm.create_model("{place}", pretrained=True).eval()'),
+            _python(f'import timm\n\nmodel = timm.create_model("{place}", pretrained=True).eval()'),
         ]
     if standalone:
         parts += ["Without medloom, from the files beside this card:", _python(standalone)]
