@@ -49,7 +49,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def combined(codes: Sequence[int]) -> int:
-    """One exit status of several; negative numbers are signals, as subprocess counts."""
+    """One exit status of several; negative numbers are signals, as subprocess counts.
+
+    SIGTERM counts only where nothing else does: once one worker has ended, the agent sends it to the others,
+    and one that was just leaving by itself, as it should, may die of it.
+    """
+    codes = [code for code in codes if code != -signal.SIGTERM] or codes
     killed = [128 - code for code in codes if code < 0]
     return max(killed) if killed else 1 if 1 in codes else max(codes, default=0)
 

@@ -70,7 +70,7 @@ def _lines(pushed: Pushed, licence: str) -> str:
     """The lines of a registry; a name there has small letters, and begins with one or with a digit."""
     from ...pretrain.hub.registry import entry
 
-    name = pushed.record["release"]["name"].rpartition("/")[2]
+    name = (pushed.repo or pushed.folder.name).rpartition("/")[2]
     name = re.sub(r"[^a-z0-9._-]", "-", name.lower()).lstrip("._-")
     objective = ((pushed.record.get("training") or {}).get("objective") or {}).get("name", "")
     return entry(

@@ -75,6 +75,7 @@ def test_the_status_of_a_worker_is_handed_on(tmp_path: Path, status: int) -> Non
 
 def test_several_statuses_make_one() -> None:
     assert [combined(codes) for codes in ([3, 3], [2], [-9, 4], [1, 4], [0, 3], [])] == [3, 2, 137, 1, 3, 0]
+    assert [combined(codes) for codes in ([3, -15], [-15, -15], [-15, 4], [-15, -9])] == [3, 143, 4, 137]
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_the_lines_after_a_push_are_a_registry(
     save_encoder(tmp_path, build_encoder(VIT), {})
     record = json.loads((tmp_path / "encoder.json").read_text())
     pushed = Pushed(tmp_path, repo, "7" * 40, Verdict([], {}), record)
-    (tmp_path / "registry.yaml").write_text(_lines(pushed, "7" * 40, "not stated"))
+    (tmp_path / "registry.yaml").write_text(_lines(pushed, "not stated"))
     monkeypatch.setenv("MEDLOOM_WEIGHTS", str(tmp_path / "registry.yaml"))
     found = registry()[name]
     assert (found.repo, found.sha256, found.licence) == (repo, record["sha256"], "not stated")
