@@ -84,7 +84,7 @@ def test_an_export_that_computes_something_else_is_refused(segmentation: Graph) 
         compared(segmentation, other, "model.onnx")
 
 
-@pytest.mark.parametrize("codes", ["RAS", "PIL"])
+@pytest.mark.parametrize("codes", [pytest.param("RAS", marks=pytest.mark.slow), "PIL"])
 def test_a_bundle_segments_as_medloom_where_medloom_is_not(
     segmentation_run: Path, workshop: Any, tmp_path: Path, codes: str
 ) -> None:

@@ -61,6 +61,7 @@ def heavy(tiny_config: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]
     return make
 
 
+@pytest.mark.slow
 def test_memory_of_real_steps_grows_with_the_micro_batch(heavy: Callable[..., Any]) -> None:
     config = heavy()
     with trials(config, [48], "cpu", world=1) as measure:
@@ -72,6 +73,7 @@ def test_memory_of_real_steps_grows_with_the_micro_batch(heavy: Callable[..., An
     assert (large - small) / (middle - small) == pytest.approx(23 / 11, rel=0.33)
 
 
+@pytest.mark.slow
 def test_split_weights_need_less(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
     big = ("encoder.embed_dim=384", "encoder.depth=8", "encoder.num_heads=6")
     found = []
