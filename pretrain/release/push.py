@@ -78,7 +78,7 @@ def push(
     if repo is not None and not REPOSITORY.fullmatch(repo):
         raise ConfigError(f"--to {repo!r}: expected ORG/NAME, a repository of the hub")
     folder = run / STAGED if folder is None else folder
-    _free(folder)
+    _free(folder, run)
     record = finished(run)
     record["licences"] = judged(record, override)
     refuse_licences(record["licences"])
@@ -86,7 +86,8 @@ def push(
         "release": {"name": repo or folder.name, "licence": licence}, "scores": [dict(row) for row in scores],
         "compute": cost(run), "timm": (run / TIMM_CONFIG).is_file(),
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix=".partial-release-", dir=run) as held:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-release-", dir=folder.parent) as held:
         staging = Path(held) / STAGED
         stage(run, staging, record)
         verdict = verified_elsewhere(staging, run)
@@ -98,14 +99,15 @@ def push(
         private(staging, run)
         if folder.exists():
             shutil.rmtree(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(staging, folder)
+        staging.replace(folder)
     commit = None if dry_run or repo is None else upload(folder, repo, private_repo)
     return Pushed(folder, repo, commit, verdict, record)
 
 
-def _free(folder: Path) -> None:
-    """Refuse a folder that holds anything but an older artefact."""
+def _free(folder: Path, run: Path) -> None:
+    """Refuse the source itself, and a folder that holds anything but an older artefact."""
+    if folder.resolve() == run.resolve():
+        raise ConfigError(f"{folder}: the release would replace what it is made from: name another folder")
     if folder.is_file():
         raise ConfigError(f"{folder}: a file is there: name a folder")
     others = sorted(path.name for path in folder.glob("*") if path.name not in FILES)

@@ -115,6 +115,10 @@ def test_a_release_may_be_a_folder_of_a_registry(
     (house / "mine.txt").touch()
     assert cli.main(["weights", "push", str(run), "--folder", str(house)]) == 2
     assert "holds mine.txt: name a new folder" in capsys.readouterr().err and (house / "mine.txt").exists()
+    held = sorted(path.name for path in run.iterdir())
+    assert cli.main(["weights", "push", str(run), "--folder", f"{run}/../{run.name}"]) == 2
+    assert "would replace what it is made from" in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == held
     assert cli.main(["weights", "push", str(run)]) == 2
     assert "say where the release goes" in capsys.readouterr().err
 
