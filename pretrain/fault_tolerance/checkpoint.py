@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, cast
 
 from ...data.atomic import replacing, write_json
 from ...data.errors import CheckpointError
+from ..artefact import sha256
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ WRITTEN = "checkpoints.json"
 SPLIT = "split"  # folder of the checkpoints in parts (scale/split.py)
 SUMS = "sums.json"  # of such a checkpoint: the SHA-256 of its files
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # what link(2) says where there are none
-_BLOCK = 1 << 22  # bytes read at a time
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def write(state: dict[str, Any], path: Path) -> tuple[str, int]:
             raise stream.error or OSError(str(error).splitlines()[0]) from error
         if hasattr(os, "posix_fadvise"):  # forget the pages: what is read back is what the disk has
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if digest(path) != stream.sha256.hexdigest():
+    if sha256(path) != stream.sha256.hexdigest():
         raise OSError("what was read back differs from what was written: is the disk faulty?")
     return stream.sha256.hexdigest(), stream.size
 
@@ -121,15 +121,6 @@ class _Hashing:
         self.file.flush()
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, as 64 hex digits."""
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            sha256.update(block)
-    return sha256.hexdigest()
-
-
 def fault(path: Path) -> str | None:
     """Why `path` is no complete checkpoint; None when it is one. Reads the whole file."""
     if not path.is_file():
@@ -137,7 +128,7 @@ def fault(path: Path) -> str | None:
     try:
         known = {stored.sha256 for stored in history(path.parent)}
         if known:
-            return None if digest(path) in known else "its SHA-256 is none of those that were written"
+            return None if sha256(path) in known else "its SHA-256 is none of those that were written"
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:

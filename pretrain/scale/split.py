@@ -61,7 +61,7 @@ def save(trainer: pl.Trainer, folder: Path, step: int) -> Path:
         if first:
             files.write(rest, temporary / REST)
             written += [temporary / ".metadata", temporary / REST]
-        mine.update({path.name: files.digest(path) for path in written})
+        mine.update({path.name: files.sha256(path) for path in written})
 
     _together(write)
     sums: list[Any] = [None] * trainer.world_size
@@ -138,7 +138,7 @@ def fault(path: Path) -> str | None:
     """Why `path` is no complete checkpoint in parts; None when it is one. Reads all of it."""
     try:
         sums: dict[str, str] = orjson.loads((path / files.SUMS).read_bytes())
-        wrong = [name for name, value in sums.items() if files.digest(path / name) != value]
+        wrong = [name for name, value in sums.items() if files.sha256(path / name) != value]
     except (OSError, orjson.JSONDecodeError) as error:
         return f"not readable ({error})"
     return f"the SHA-256 of {wrong[0]} is wrong" if wrong else None

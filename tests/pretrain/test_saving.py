@@ -53,7 +53,7 @@ def test_a_checkpoint_is_noted_with_its_hash_and_any_flipped_byte_is_found(tmp_p
     store(state(1), tmp_path, 1)
     stored = store(state(2), tmp_path, 2)
     last = tmp_path / LAST
-    assert stored.sha256 == checkpoint.digest(last)
+    assert stored.sha256 == checkpoint.sha256(last)
     assert stored.bytes == last.stat().st_size
     assert [entry.step for entry in history(tmp_path)] == [1, 2]
     assert (value_of(last), value_of(tmp_path / PREVIOUS)) == (2, 1)

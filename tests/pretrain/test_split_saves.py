@@ -41,7 +41,7 @@ def saves(folder: str, fails: str, at: int, rank: int, ranks: int) -> list[str]:
         if rank == at and fails == "data":
             patch.setattr(filesystem, "_write_item", full)
         elif rank == at:
-            patch.setattr(split.files, "write" if fails == "rest" else "digest", full)
+            patch.setattr(split.files, "write" if fails == "rest" else "sha256", full)
         try:
             split.save(trainer, Path(folder), 4)
         except CheckpointError as error:
