@@ -104,13 +104,13 @@ def load_encoder(
         config, _, record = read_source(text.removeprefix("random:"), weights=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            encoder = build_encoder(_with_channels(config, in_channels))
+            encoder = _shell(config, in_channels)
         return encoder, Report(text, missing=list(encoder.state_dict()), record=record)
     place = locate(text)
     # By its whole path, so that a folder is not taken for the release of its name.
     found = text if place is None or not place.exists() else str(place.absolute())
     config, tensors, record = read_source(found, weights=True)
-    encoder = build_encoder(_with_channels(config, in_channels))
+    encoder = _shell(config, in_channels)
     report = fill(encoder, tensors, text, strict, record)
     if prove is not False:
         report.proved = _proved(place, config, tensors, encoder, report, always=prove is True)
@@ -179,7 +179,7 @@ def describe(encoder: Encoder) -> dict[str, Any]:
 def _rebuilt(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Encoder:
     """The network that a loader builds around these tensors, on the CPU and with the channels of training."""
     with torch.random.fork_rng(devices=[]):
-        encoder = build_encoder(_with_channels(config, None))
+        encoder = _shell(config)
     fill(encoder, tensors, "the encoder as it was trained", False, {})
     return encoder
 
@@ -210,9 +210,8 @@ def _proved(
     return prove_encoder(path, encoder if whole else _rebuilt(config, tensors))
 
 
-def _with_channels(config: Mapping[str, Any], in_channels: int | None) -> dict[str, Any]:
-    """The section with other channels, and without a download: the weights come from the source."""
-    changed: dict[str, Any] = {} if in_channels is None else {"in_channels": in_channels}
-    if "pretrained" in config:
-        changed["pretrained"] = False
-    return {**config, **changed}
+def _shell(config: Mapping[str, Any], in_channels: int | None = None) -> Encoder:
+    """The network that tensors go into: with other channels if need be, and without a download."""
+    return build_encoder(
+        config if in_channels is None else {**config, "in_channels": in_channels}, download=False
+    )

@@ -17,13 +17,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ...data.errors import ConfigError, nearest
 from .base import Encoder, Features, Hide, depths_of_pyramid
 from .blocks import run_blocks
 from .nnunet_nets import nnunet_part
 from .patches import replace, select
+from .vit3d_learnt import resampled
 
 # (embed_dim, depth, heads), arXiv 2503.01835, table 2.
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -128,11 +128,7 @@ class Primus(Encoder):
         """Learnt positions of the registers [1, R, E], and of the patches [1, N, E] resampled to `grid`."""
         count = int(self.config.registers)
         prefix, table = self.eva.pos_embed[:, :count], self.eva.pos_embed[:, count:]
-        if tuple(grid) != tuple(self.stored):
-            table = table.transpose(1, 2).reshape(1, -1, *self.stored)
-            table = functional.interpolate(table, size=tuple(grid), mode="trilinear", align_corners=False)
-            table = table.flatten(2).transpose(1, 2)
-        return prefix, table
+        return prefix, resampled(table, self.stored, grid)
 
     def rotary(self, grid: Sequence[int], device: torch.device) -> Tensor:
         """Rotary table [N, 2 · head channels] of all patches, at whole numbers of patches as in nnU-Net."""

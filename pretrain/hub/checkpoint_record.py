@@ -52,8 +52,7 @@ def _made_again(run: Path, step: int) -> dict[str, Any]:
         )
     resolve_classes(config, data)
     kind, section = polymorphic(config.objective, OBJECTIVES, "objective")
-    fresh = {"pretrained": False} if "pretrained" in config.encoder else {}
-    objective = kind(section, build_encoder({**config.encoder, **fresh}))
+    objective = kind(section, build_encoder(config.encoder, download=False))
     ancestor = read_source(config.init_from, weights=False)[2] if config.init_from else {}
     record = provenance(config, manifest, data, objective, ancestor or None)
     record["training"] |= {"steps": step, "samples": data.plan.samples(step), "of_steps": config.steps}

@@ -108,13 +108,18 @@ def test_the_shipped_registry_can_be_read(monkeypatch: pytest.MonkeyPatch) -> No
 # Changed revisions
 
 
+def renewed(hub: Hub, folder: Path) -> str:
+    """Publish other weights under the same name; returns the new commit."""
+    torch.manual_seed(1)
+    save_encoder(folder, build_encoder(VIT), {})
+    return hub.add(REPO, folder)
+
+
 def test_a_branch_is_followed_and_the_change_is_said(
     published: Hub, artefact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = features(NAME)
-    torch.manual_seed(1)
-    save_encoder(tmp_path / "next", build_encoder(VIT), {})
-    first, second = published.repositories[REPO].head, published.add(REPO, tmp_path / "next")
+    first, second = published.repositories[REPO].head, renewed(published, tmp_path / "next")
     with caplog.at_level(logging.INFO, logger="medloom"):
         after = features(NAME)
     assert not torch.equal(after, before) and torch.equal(after, features(tmp_path / "next"))
@@ -126,9 +131,7 @@ def test_a_pinned_name_does_not_follow(
     known: str, published: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = features(known)
-    torch.manual_seed(1)
-    save_encoder(tmp_path / "next", build_encoder(VIT), {})
-    published.add(REPO, tmp_path / "next")
+    renewed(published, tmp_path / "next")
     assert torch.equal(features(known), before)
     published.visit(monkeypatch, tmp_path / "empty")
     assert torch.equal(features(known), before)
