@@ -88,7 +88,9 @@ def load_source(name: str, *, in_channels: int | None = None, patch_depth: int |
 def _provenance(name: str, encoder: Encoder, record: Mapping[str, Any], adapted: list[str]) -> dict[str, Any]:
     known = {*describe(encoder), *_FILE}
     said: dict[str, Any] = {key: value for key, value in record.items() if key not in known}
-    if not record:
+    if name.startswith("random:"):  # the network of NAME and what it takes, and nothing that NAME has learnt
+        said = {"source": _without_folders(name)} | ({"input": record["input"]} if "input" in record else {})
+    elif not record:
         checkpoint = _checkpoint(name)
         if checkpoint is not None:
             from .checkpoint_record import record_of
@@ -110,6 +112,8 @@ def _provenance(name: str, encoder: Encoder, record: Mapping[str, Any], adapted:
 
 def _without_folders(name: str) -> str:
     """A name as the record keeps it: no folder of this machine."""
+    if name.startswith("random:"):
+        return "random:" + _without_folders(name.removeprefix("random:"))
     if name.startswith(PREFIXES):
         return name
     if name.startswith(LIBRARIES):

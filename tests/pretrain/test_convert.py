@@ -113,6 +113,13 @@ def test_the_record_keeps_what_was_trained_and_says_what_was_done(flat: Path, tm
     assert read_record(tmp_path / "same" / "encoder.json") == before
 
 
+def test_random_weights_keep_no_training(flat: Path, tmp_path: Path) -> None:
+    convert(f"random:{flat}", "artefact", tmp_path / "out")
+    record = read_record(tmp_path / "out" / "encoder.json")
+    assert record["source"] == "random:flat" and record["input"] == INPUT
+    assert not {"training", "held_out"} & set(record)
+
+
 def test_changed_weights_do_not_keep_what_was_found_on_others(flat: Path, tmp_path: Path) -> None:
     found = {
         "scores": [1],
