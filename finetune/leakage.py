@@ -16,6 +16,7 @@ from typing import Any
 from ..data.config import read_yaml
 from ..data.errors import MedloomError
 from ..data.shards.reader import Shards
+from ..pretrain.artefact import generations
 from .data import Case
 from .record import TaskRecord
 
@@ -46,23 +47,24 @@ def statement(
     training = encoder.get("training")
     if not isinstance(training, Mapping):
         return _without_record(str(encoder.get("source", "")))
-    held_out = encoder.get("held_out") or {}
-    not_checked = [str(item) for item in held_out.get("not_checked") or []]
-    seen = [s for s in training.get("sources") or [] if s.get("dataset") in {record.dataset, *record.related}]
     # A collection holds out by the source's own words: a `test` that was drawn here may lie in its `train`,
     # and that of a relative is other cases.
     own = {case.meta.get("split") for case in cases} or {split}
-    rules = held_out.get("rules") or []
-    exposed = [
-        s["dataset"]
-        for s in seen
-        if not _held_out(rules, s["dataset"], own if s["dataset"] == record.dataset else None)
-    ]
-    among = ", ".join(s["dataset"] for s in seen)
+    not_checked, seen, exposed = [], [], []
+    for one in generations(encoder):
+        held_out, sources = one.get("held_out") or {}, (one.get("training") or {}).get("sources") or []
+        not_checked += [str(item) for item in held_out.get("not_checked") or []]
+        for name in (s.get("dataset") for s in sources):
+            if name not in {record.dataset, *record.related}:
+                continue
+            seen.append(name)
+            if not _held_out(held_out.get("rules") or [], name, own if name == record.dataset else None):
+                exposed.append(name)
+    among = ", ".join(dict.fromkeys(seen))
     checks = [f"training sources of the encoder: {among or 'neither the dataset nor a relative'} among them"]
     if exposed:
         sentence = (
-            f"The encoder was trained on {', '.join(exposed)} without holding {split} out: "
+            f"The encoder was trained on {', '.join(dict.fromkeys(exposed))} without holding {split} out: "
             "these scores do not measure generalisation."
         )
         return _answer("leaked", sentence, checks, not_checked)
@@ -71,6 +73,8 @@ def statement(
         not_checked.append("pixels and subjects: the pretraining shards are not at hand")
     else:
         checks.append(f"{len(cases)} {split} cases against the pretraining shards: {found} in common")
+    if training.get("ancestor"):
+        not_checked.append("pixels and subjects: the shards that the initial weights were trained on")
     if found:
         sentence = f"{found} of {len(cases)} {split} cases, or their subjects, are in the pretraining shards."
         return _answer("leaked", sentence, checks, not_checked)
@@ -85,12 +89,16 @@ def statement(
 
 def _gap(training: Mapping[str, Any], source: str) -> tuple[str, str] | None:
     """What of the training data is not on record: a sentence, and what is therefore not checked."""
-    start = training.get("init_from")
-    if start:
-        sentence = f"The encoder started from {Path(str(start)).name}, whose training data are not on record."
-        return sentence, "training data of the initial weights"
-    if training.get("complete") is False:
-        return f"What {source} was trained on is known only in part.", "all of its training data"
+    for one in generations({"training": training}):
+        known = one.get("training") or {}
+        start = known.get("init_from")
+        if start and not (known.get("ancestor") or {}).get("training"):
+            sentence = (
+                f"The encoder started from {Path(str(start)).name}, whose training data are not on record."
+            )
+            return sentence, "training data of the initial weights"
+        if known.get("complete") is False:
+            return f"What {source} was trained on is known only in part.", "all of its training data"
     return None
 
 

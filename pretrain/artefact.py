@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,14 @@ def sha256(path: Path) -> str:
 def fingerprint(path: Path) -> dict[str, Any]:
     """Size in bytes and sha256 of a file."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def generations(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """encoder.json, then what it keeps of the one that its weights started from, and so on.
+
+    Each has `training` (None: not on record) and `held_out`.
+    """
+    one: Mapping[str, Any] | None = record
+    while one is not None:
+        yield one
+        one = (one.get("training") or {}).get("ancestor")

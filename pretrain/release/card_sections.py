@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..artefact import generations
 from ..contract import crops_of
 
 MISSING = "Not on record."
@@ -35,11 +36,11 @@ def input_contract(record: Mapping[str, Any]) -> str:
 
 def data(record: Mapping[str, Any]) -> str:
     """Where the weights come from, ancestors included."""
-    training = record.get("training") or {}
-    if not training:
+    if not record.get("training"):
         return MISSING
     said = []
-    for depth, one in enumerate(_generations(training)):
+    every = [one.get("training") for one in generations(record)]
+    for depth, one in enumerate(training for training in every if training):
         lead = "Trained on" if depth == 0 else "Before that, the weights it started from were trained on"
         name = f"collection `{one.get('collection')}`" if one.get("collection") else "data"
         rows = [
@@ -202,14 +203,6 @@ def interval(mean: float | None, low: float | None, high: float | None) -> str:
     if mean is None:
         return ""
     return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} ({low:.3f} to {high:.3f})"
-
-
-def _generations(training: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The training of the weights, then that of those they started from, and so on."""
-    one: Mapping[str, Any] | None = training
-    while one:
-        yield one
-        one = (one.get("ancestor") or {}).get("training")
 
 
 def _count(score: Mapping[str, Any]) -> str:

@@ -170,6 +170,11 @@ def encoder(datasets: list[str], rules: list[dict[str, Any]], **training: Any) -
     return {"training": {"sources": sources, **training}, "held_out": {"rules": rules, "not_checked": ["x"]}}
 
 
+def after(ancestor: dict[str, Any]) -> dict[str, Any]:
+    """Trained on another data set, from weights that have a record."""
+    return encoder(["other"], [], init_from="first", ancestor=ancestor)
+
+
 @pytest.mark.parametrize(
     ("facts", "status"),
     [
@@ -182,6 +187,13 @@ def encoder(datasets: list[str], rules: list[dict[str, Any]], **training: Any) -
         (encoder(["twin"], [{"dataset": "twin", "splits": ["test"]}]), "leaked"),  # its test cases are others
         (encoder(["twin"], [{"dataset": "twin", "splits": []}]), "clean"),
         (encoder(["other"], [], init_from="timm:vit"), "unknown"),
+        (encoder(["other"], [], init_from="timm:vit", ancestor={"training": None}), "unknown"),
+        (after(encoder(["third"], [])), "clean"),
+        (after(encoder(["mine"], [])), "leaked"),
+        (after(encoder(["mine"], [{"dataset": "mine", "splits": ["test"]}])), "clean"),
+        (after(encoder(["third"], [], init_from="timm:vit")), "unknown"),
+        (after(encoder(["third"], [], complete=False)), "unknown"),
+        (after(after(encoder(["twin"], []))), "leaked"),
         ({"source": "timm:vit_small"}, "unknown"),
         ({"source": "random:x"}, "clean"),
         ({}, "unknown"),
