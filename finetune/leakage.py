@@ -47,19 +47,9 @@ def statement(
     training = encoder.get("training")
     if not isinstance(training, Mapping):
         return _without_record(str(encoder.get("source", "")))
-    # A collection holds out by the source's own words: a `test` that was drawn here may lie in its `train`,
-    # and that of a relative is other cases.
+    # A collection holds out by the source's own words: a `test` that was drawn here may lie in its `train`.
     own = {case.meta.get("split") for case in cases} or {split}
-    not_checked, seen, exposed = [], [], []
-    for one in generations(encoder):
-        held_out, sources = one.get("held_out") or {}, (one.get("training") or {}).get("sources") or []
-        not_checked += [str(item) for item in held_out.get("not_checked") or []]
-        for name in (s.get("dataset") for s in sources):
-            if name not in {record.dataset, *record.related}:
-                continue
-            seen.append(name)
-            if not _held_out(held_out.get("rules") or [], name, own if name == record.dataset else None):
-                exposed.append(name)
+    seen, exposed, not_checked = _seen(encoder, record, own)
     among = ", ".join(dict.fromkeys(seen))
     checks = [f"training sources of the encoder: {among or 'neither the dataset nor a relative'} among them"]
     if exposed:
@@ -83,8 +73,29 @@ def statement(
         return _answer("unknown", gap[0], checks, [*not_checked, gap[1]])
     sentence = f"The encoder has not seen {record.dataset}."
     if seen:
-        sentence = f"The encoder has seen other splits of {record.dataset}, unlabelled; {split} was held out."
+        objectives = [(one.get("training") or {}).get("objective") or {} for one in generations(encoder)]
+        how = "labels and all" if any(o.get("name") == "supervised" for o in objectives) else "unlabelled"
+        sentence = f"The encoder has seen other splits of {record.dataset}, {how}; {split} was held out."
     return _answer("clean", sentence, checks, not_checked)
+
+
+def _seen(
+    encoder: Mapping[str, Any], record: TaskRecord, splits: set[str | None]
+) -> tuple[list[str], list[str], list[str]]:
+    """Of all generations: the task's dataset and relatives among the sources, those not held out, and
+    what was not checked. The `test` of a relative is other cases: only the whole of it can be held out.
+    """
+    seen, exposed, not_checked = [], [], []
+    for one in generations(encoder):
+        held_out, sources = one.get("held_out") or {}, (one.get("training") or {}).get("sources") or []
+        not_checked += [str(item) for item in held_out.get("not_checked") or []]
+        for name in (s.get("dataset") for s in sources):
+            if name not in {record.dataset, *record.related}:
+                continue
+            seen.append(name)
+            if not _held_out(held_out.get("rules") or [], name, splits if name == record.dataset else None):
+                exposed.append(name)
+    return seen, exposed, not_checked
 
 
 def _gap(training: Mapping[str, Any], source: str) -> tuple[str, str] | None:

@@ -205,6 +205,13 @@ def test_the_leakage_statement(facts: dict[str, Any], status: str) -> None:
     assert found["statement"].endswith(".")
 
 
+@pytest.mark.parametrize(("objective", "how"), [("simclr", "unlabelled"), ("supervised", "labels and all")])
+def test_the_statement_says_whether_labels_of_other_splits_were_seen(objective: str, how: str) -> None:
+    first = encoder(["mine"], [{"dataset": "mine", "splits": ["test"]}], objective={"name": objective})
+    for facts in (first, after(first)):
+        assert f"other splits of mine, {how};" in statement(record(), facts, [])["statement"]
+
+
 @pytest.mark.parametrize(
     ("held_out", "status"),
     [(["test"], "leaked"), (["val", "test"], "leaked"), (["train"], "clean"), ([], "clean")],
