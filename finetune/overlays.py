@@ -151,5 +151,5 @@ def _save(path: Path, picture: np.ndarray) -> Path:
     image.thumbnail((2 * _SIDE, 2 * _SIDE))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        image.save(temporary, format="PNG", optimize=True)
+        image.save(temporary, format="PNG")
     return path

@@ -125,7 +125,7 @@ def picture(path: Path) -> str | None:
         return None
     image.thumbnail((MOST_PIXELS, MOST_PIXELS))
     lossless, small = io.BytesIO(), io.BytesIO()
-    image.save(lossless, "PNG", optimize=True)
+    image.save(lossless, "PNG")
     image.save(small, "WEBP", quality=88, method=4)
     kind, data = ("png", lossless) if lossless.tell() <= 2 * small.tell() else ("webp", small)
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
