@@ -94,7 +94,10 @@ def finish(job: Job, process: subprocess.Popen[str], limit: float, seconds: floa
         reason = next((t for t in reversed(lines) if not t.startswith(" ")), "no output")
         result = {"error": reason[:300]}
     else:
-        result = json.loads(lines[-1])
+        try:
+            result = json.loads(lines[-1])
+        except (IndexError, ValueError):
+            result = {"error": f"its last line is no result: {(lines or ['nothing'])[-1][:200]}"}
     write(job.result, {**result, "wall_seconds": round(seconds, 1)})
     if "error" not in result:
         log.unlink()
