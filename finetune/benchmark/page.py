@@ -19,7 +19,7 @@ from ..metrics import info
 from ..report_sections import shown
 from .config import BenchmarkConfig
 from .grid import grid
-from .results import Entry, Results, read_results, tasks_of
+from .results import Entry, Results, difference, from_scratch, read_results, tasks_of
 from .sections import boards, costs, curves, failures, leakage, made, tasks, worst
 from .standing import Standing, standings
 
@@ -88,15 +88,18 @@ def verdict(table: Sequence[Standing]) -> list[str]:
 
 
 def score_rows(results: Results) -> list[dict[str, Any]]:
-    """Rows of scores.csv."""
-    return [
-        {
+    """Rows of scores.csv; `gain`: the paired difference from scratch, better is positive."""
+    rows = []
+    for entry in results.entries.values():
+        scratch = from_scratch(entry, results.entries.values())
+        gain = None if scratch is None or scratch is entry else difference(entry, scratch)
+        rows.append({
             "task": entry.task, "encoder": entry.encoder, "arm": entry.arm, "protocol": entry.protocol,
             "fraction": entry.fraction, "metric": entry.metric, "mean": entry.mean, "low": entry.low,
-            "high": entry.high, "runs": len(entry.results), "leakage": entry.leakage,
-        }
-        for entry in results.entries.values()
-    ]  # fmt: skip
+            "high": entry.high, "gain": gain and gain.mean, "gain_low": gain and gain.low,
+            "gain_high": gain and gain.high, "runs": len(entry.results), "leakage": entry.leakage,
+        })  # fmt: skip
+    return rows
 
 
 def cell_rows(results: Results) -> list[dict[str, Any]]:

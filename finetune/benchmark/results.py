@@ -148,6 +148,13 @@ def difference(first: Entry, second: Entry) -> Interval:
     return pooled_difference(sign * first.observed, sign * second.observed, *draws)
 
 
+def from_scratch(entry: Entry, entries: Iterable[Entry]) -> Entry | None:
+    """The same network from scratch, on the same task and share of the labels."""
+    place = (entry.task, entry.fraction, entry.family)
+    found = (e for e in entries if e.arm == "scratch" and (e.task, e.fraction, e.family) == place)
+    return next(found, None)
+
+
 def case_values(entry: Entry, metric: str, structure: str) -> dict[tuple[str, str], float]:
     """(case, patient) -> value, mean over the runs; a case that any run leaves out is nan."""
     rows: dict[tuple[str, str], list[float]] = {}

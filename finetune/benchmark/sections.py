@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from statistics import median
 from typing import Any
@@ -19,7 +19,7 @@ from ..report_sections import flat, pairs_table, section, shown, table
 from ..statistics import Interval
 from .charts import Row, interval_rows
 from .config import BenchmarkConfig, encoder_name, task_name
-from .results import Entry, Results, difference, tasks_of
+from .results import Entry, Results, difference, from_scratch, tasks_of
 from .standing import Standing
 
 _WORST = 2  # pictures of an encoder and task
@@ -100,7 +100,7 @@ def _score(standing: Standing, task: str, encoder: str, results: Results) -> str
         return f'<td class="none">{", ".join(sorted(reasons)) or "–"}</td>'
     digits = info(entry.metric).digits
     mark, style = "", "leaked" if entry.leakage == "leaked" else ""
-    scratch = _scratch(entry, standing.entries.values())
+    scratch = from_scratch(entry, standing.entries.values())
     if scratch is not None and scratch is not entry and not style:
         gap = difference(entry, scratch)
         style = "better" if gap.low > 0 else "worse" if gap.high < 0 else ""
@@ -270,13 +270,6 @@ def made(config: BenchmarkConfig, results: Results) -> str:
     machine = summaries[0].get("environment") or {} if summaries else {}
     body += pairs_table("Machine of the first cell", flat({"devices": sorted(devices), **machine}))
     return section("made", "How it was made", "", body)
-
-
-def _scratch(entry: Entry, entries: Iterable[Entry]) -> Entry | None:
-    """The same network from scratch, on the same task and share of the labels."""
-    place = (entry.task, entry.fraction, entry.family)
-    found = (e for e in entries if e.arm == "scratch" and (e.task, e.fraction, e.family) == place)
-    return next(found, None)
 
 
 def _arm(standing: Standing, encoder: str) -> str:

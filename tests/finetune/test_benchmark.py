@@ -176,6 +176,12 @@ def test_scores_are_means_over_seeds_of_the_evaluations(board: BenchmarkConfig) 
         assert float(row["low"]) <= float(row["mean"]) + 1e-6
         assert float(row["mean"]) <= float(row["high"]) + 1e-6
         assert row["leakage"] == "clean"
+        if row["arm"] == "scratch":
+            assert not row["gain"]
+        elif row["encoder"] != "deep":
+            scratch = next(r for r in rows if r["encoder"] == "mine.scratch" and r["task"] == row["task"])
+            assert float(row["gain"]) == pytest.approx(float(row["mean"]) - float(scratch["mean"]), abs=0.02)
+            assert float(row["gain_low"]) <= float(row["gain"]) + 1e-6 <= float(row["gain_high"]) + 2e-6
     told = summary_rows(results)
     assert {row["encoder"] for row in told} >= {"mine", "mine.scratch", "mine.random", "deep"}
 
