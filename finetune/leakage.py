@@ -68,13 +68,12 @@ def statement(
     if found:
         sentence = f"{found} of {len(cases)} {split} cases, or their subjects, are in the pretraining shards."
         return _answer("leaked", sentence, checks, not_checked)
-    gap = _gap(training, str(encoder.get("source", "the encoder")))
+    gap = _gap(encoder)
     if gap is not None:
         return _answer("unknown", gap[0], checks, [*not_checked, gap[1]])
     sentence = f"The encoder has not seen {record.dataset}."
     if seen:
-        objectives = [(one.get("training") or {}).get("objective") or {} for one in generations(encoder)]
-        how = "labels and all" if any(o.get("name") == "supervised" for o in objectives) else "unlabelled"
+        how = "labels and all" if _with_labels(encoder, seen) else "unlabelled"
         sentence = f"The encoder has seen other splits of {record.dataset}, {how}; {split} was held out."
     return _answer("clean", sentence, checks, not_checked)
 
@@ -98,9 +97,21 @@ def _seen(
     return seen, exposed, not_checked
 
 
-def _gap(training: Mapping[str, Any], source: str) -> tuple[str, str] | None:
+def _with_labels(encoder: Mapping[str, Any], seen: Sequence[str]) -> bool:
+    """Whether a generation that learnt from labels had one of these datasets among its sources."""
+    learnt = [one.get("training") or {} for one in generations(encoder)]
+    return any(
+        source.get("dataset") in seen
+        for training in learnt
+        if (training.get("objective") or {}).get("name") == "supervised"
+        for source in training.get("sources") or []
+    )
+
+
+def _gap(encoder: Mapping[str, Any]) -> tuple[str, str] | None:
     """What of the training data is not on record: a sentence, and what is therefore not checked."""
-    for one in generations({"training": training}):
+    source = str(encoder.get("source", "the encoder"))
+    for one in generations(encoder):
         known = one.get("training") or {}
         start = known.get("init_from")
         if start and not (known.get("ancestor") or {}).get("training"):

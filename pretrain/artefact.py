@@ -59,4 +59,4 @@ def generations(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     one: Mapping[str, Any] | None = record
     while one is not None:
         yield one
-        one = (one.get("training") or {}).get("ancestor")
+        one = (one.get("training") or {}).get("ancestor") or None

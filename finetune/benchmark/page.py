@@ -92,7 +92,7 @@ def score_rows(results: Results) -> list[dict[str, Any]]:
     rows = []
     for entry in results.entries.values():
         scratch = from_scratch(entry, results.entries.values())
-        gain = None if scratch is None or scratch is entry else difference(entry, scratch)
+        gain = None if scratch is None else difference(entry, scratch)
         rows.append({
             "task": entry.task, "encoder": entry.encoder, "arm": entry.arm, "protocol": entry.protocol,
             "fraction": entry.fraction, "metric": entry.metric, "mean": entry.mean, "low": entry.low,

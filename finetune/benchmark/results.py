@@ -149,10 +149,10 @@ def difference(first: Entry, second: Entry) -> Interval:
 
 
 def from_scratch(entry: Entry, entries: Iterable[Entry]) -> Entry | None:
-    """The same network from scratch, on the same task and share of the labels."""
-    place = (entry.task, entry.fraction, entry.family)
-    found = (e for e in entries if e.arm == "scratch" and (e.task, e.fraction, e.family) == place)
-    return next(found, None)
+    """The same network from scratch, on the same task and share of the labels; None for that one itself."""
+    place = ("scratch", entry.task, entry.fraction, entry.family)
+    found = next((e for e in entries if (e.arm, e.task, e.fraction, e.family) == place), None)
+    return None if found is entry else found
 
 
 def case_values(entry: Entry, metric: str, structure: str) -> dict[tuple[str, str], float]:

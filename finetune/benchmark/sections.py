@@ -101,7 +101,7 @@ def _score(standing: Standing, task: str, encoder: str, results: Results) -> str
     digits = info(entry.metric).digits
     mark, style = "", "leaked" if entry.leakage == "leaked" else ""
     scratch = from_scratch(entry, standing.entries.values())
-    if scratch is not None and scratch is not entry and not style:
+    if scratch is not None and not style:
         gap = difference(entry, scratch)
         style = "better" if gap.low > 0 else "worse" if gap.high < 0 else ""
         mark = {"better": " ▲", "worse": " ▼"}.get(style, "")

@@ -210,6 +210,8 @@ def test_the_statement_says_whether_labels_of_other_splits_were_seen(objective: 
     first = encoder(["mine"], [{"dataset": "mine", "splits": ["test"]}], objective={"name": objective})
     for facts in (first, after(first)):
         assert f"other splits of mine, {how};" in statement(record(), facts, [])["statement"]
+    elsewhere = encoder(["other"], [], objective={"name": "supervised"}, init_from="a", ancestor=first)
+    assert f"other splits of mine, {how};" in statement(record(), elsewhere, [])["statement"]
 
 
 @pytest.mark.parametrize(
