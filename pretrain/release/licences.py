@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...data.catalog.licences import Terms, strictest, terms
+from ..artefact import generations
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def judged(record: Mapping[str, Any], override: str | None = None) -> dict[str, 
     """
     every = parts(record)
     forbids = [f"{part.dataset} ({part.licence}): {part.forbids}" for part in every if part.forbids]
-    forbids += _unrecorded(record, "encoder.json", "it")
+    forbids += _unrecorded(record)
     return {
         "parts": [part.said() for part in every],
         "together": strictest(part.terms for part in every).words,
@@ -98,28 +99,32 @@ def judged(record: Mapping[str, Any], override: str | None = None) -> dict[str, 
     }
 
 
-def _sources(record: Mapping[str, Any], name: str = "") -> Iterator[Mapping[str, Any]]:
-    """The training sources, and what is stated of weights; `name` is that of an ancestor."""
-    training = record.get("training") or {}
-    if record.get("licence"):
-        yield {"dataset": f"weights of {name or record.get('source')}", "licence": record["licence"]}
-    yield from training.get("sources") or []
-    if training.get("ancestor"):
-        yield from _sources(training["ancestor"], str(training.get("init_from") or "what it started from"))
+def _sources(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The training sources of all generations, and what is stated of their weights."""
+    name = record.get("source")
+    for one in generations(record):
+        training = one.get("training") or {}
+        if one.get("licence"):
+            yield {"dataset": f"weights of {name}", "licence": one["licence"]}
+        yield from training.get("sources") or []
+        name = training.get("init_from") or "what it started from"
 
 
-def _unrecorded(record: Mapping[str, Any], where: str, what: str) -> list[str]:
-    """Why the sources on record are not all: a sentence each."""
-    training = record.get("training") or {}
-    if not training.get("sources"):
-        return [f"{where} names no training data, so nothing is known of their licences"]
-    if training.get("complete") is False:
-        return [f"what {what} was trained on is known only in part"]
-    ancestor, start = training.get("ancestor"), training.get("init_from")
-    if ancestor:
-        name = str(start or "what it started from")
-        return _unrecorded(ancestor, f"the record of {name}", name)
-    return [f"it started from {start}, whose training data and licence are not on record"] if start else []
+def _unrecorded(record: Mapping[str, Any]) -> list[str]:
+    """Why the sources on record are not all: a sentence."""
+    where, what = "encoder.json", "it"
+    for one in generations(record):
+        training = one.get("training") or {}
+        if not training.get("sources"):
+            return [f"{where} names no training data, so nothing is known of their licences"]
+        if training.get("complete") is False:
+            return [f"what {what} was trained on is known only in part"]
+        start = training.get("init_from")
+        if start and not training.get("ancestor"):
+            return [f"it started from {start}, whose training data and licence are not on record"]
+        what = str(start or "what it started from")
+        where = f"the record of {what}"
+    return []
 
 
 def _terms(licence: str) -> Terms:
