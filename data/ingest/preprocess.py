@@ -5,7 +5,9 @@ Integers up to 16 bit are counted in a histogram: every figure is exact, a 512 x
 wider types are sampled on a regular grid of at most 4 million voxels.
 
 Foreground: CT in Hounsfield units above -500 HU (lungs count as background); other grey images above Otsu's
-threshold (Otsu 1979, IEEE Trans. SMC 9:62-66), channel by channel; colour pictures as a whole.
+threshold (Otsu 1979, IEEE Trans. SMC 9:62-66), channel by channel; colour pictures as a whole. Otsu always
+finds two classes. Where the darker one is no air, as in a volume cut out of an organ, the threshold would
+split tissue, and the mean of "the foreground" be that of white matter: then all of the image is foreground.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ import numpy as np
 from ..errors import ReadError
 from ..sample import Modality
 
-STATS_VERSION = 1  # part of every unit's inputs: raise it when a figure changes, and units are built again
+STATS_VERSION = 2  # part of every unit's inputs: raise it when a figure changes, and units are built again
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 BRICK = 32  # voxels or pixels an edge
 OCCUPIED = 0.1  # fraction of foreground from which a brick counts as occupied
 CT_FOREGROUND_HU = -500.0
+# A class whose median lies above this share of p0.5 .. p99.5 is not air. On 20 collections: air 0.00 to 0.17,
+# the darker half of tissue 0.31 to 0.40 in hippocampus crops, 0.26 to 0.37 in chest radiographs.
+MOST_AIR = 0.25
 SAMPLED_VALUES = 1 << 22
 
 
@@ -131,7 +136,7 @@ class _Values:
         return _short(mean), _short(math.sqrt(variance))
 
     def otsu(self) -> float:
-        """Otsu's threshold over 256 bins between the 0.5th and 99.5th percentile; below all when constant."""
+        """Otsu's threshold over 256 bins between the 0.5th and 99.5th percentile; below all without air."""
         low, high = self.percentile(0.5), self.percentile(99.5)
         if high <= low:
             return _short(self.low - 1.0) if self.low == self.high else low
@@ -145,7 +150,11 @@ class _Values:
         between = np.zeros(256)
         difference = moment[-1] * below[valid] - moment[valid] * total
         between[valid] = difference**2 / (below[valid] * above[valid])
-        return _short(float(edges[int(np.argmax(between)) + 1]))
+        best = int(np.argmax(between))
+        middle = int(np.searchsorted(below, below[best] / 2))
+        if centres[middle] - low > MOST_AIR * (high - low):
+            return _short(self.low - 1.0)
+        return _short(float(edges[best + 1]))
 
 
 def _foreground(array: np.ndarray, thresholds: Sequence[float]) -> tuple[list[list[int]], np.ndarray, float]:

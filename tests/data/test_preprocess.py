@@ -68,6 +68,25 @@ def test_otsu_splits_two_populations_as_the_definition_says():
     assert stats["foreground"]["fraction"] == pytest.approx(0.3, abs=0.02)
 
 
+@pytest.mark.parametrize(("air", "rule"), [(0.3, "tissue"), (0.0, "all")])
+def test_an_image_without_air_is_foreground_as_a_whole(air: float, rule: str):
+    """Grey and white matter of a hippocampus crop are one foreground; with air around them they still are."""
+    generator = np.random.default_rng(5)
+    shape = (1, 40, 40, 40)
+    tissue = np.where(
+        generator.random(shape) < 0.5, generator.normal(450, 90, shape), generator.normal(750, 60, shape)
+    )
+    inside = generator.random(shape) >= air
+    image = np.where(inside, tissue, generator.normal(30, 10, shape)).clip(0, 1000).astype(np.float32)
+    stats = describe(image, "mri")
+    if rule == "all":
+        assert stats["foreground"]["fraction"] == 1.0
+        assert stats["mean"][0] == pytest.approx(image.mean(), rel=1e-3)
+        assert unpack_bricks(stats).all()
+    else:
+        assert stats["foreground"]["fraction"] < 0.75
+
+
 def test_colour_pictures_and_pictures_of_a_ct_have_their_own_rules():
     colour = np.random.default_rng(3).integers(0, 255, (3, 50, 60), np.uint8)
     stats = describe(colour, "fundus")
