@@ -6,8 +6,9 @@ Every method that has a tiny recipe is trained for the same CPU time on one thre
 short trials, schedules laid out over them), then scored on data that it never saw: kNN, linear and dense
 probe (scoring.py, scoring_volumes.py), and full fine-tuning with 10 % of the training subjects' labels (2D:
 breast ultrasound, macro AUC; 3D: hippocampus, mean Dice). `random` is the transformer of MAE's recipe with
-random weights; its fine-tuning is training from scratch with the rates for that. Supervised pretraining is
-the upper line: it reads labels of the pretraining pictures. A finished run is a file in `--work`.
+random weights; its fine-tuning is training from scratch with the rates for that, and `untrained` the same
+network under the protocol of pretrained ones, so that a gain is not the protocol's. Supervised pretraining
+reads labels of the pretraining pictures. A finished run is a file in `--work`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 from . import jobs
 from .learning import calibrate, calibration, parser_of, prepare
 
+WITHOUT = ("random", "untrained")  # no pretraining
 TUNED = {2: ("realdata-busi", "auc"), 3: ("realdata-hippocampus", "dice")}
 
 
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prepare(options)
         open_volumes(options)
         if options.calibrate:
-            trained = [name for name in chosen if not name.startswith("random")]
+            trained = [name for name in chosen if name[:-3] not in WITHOUT]
             calibrate("benchmarks.methods", trained, lambda name: passed_on(options, name, 0), options)
             return
         todo = [jobs.Job(folder / f"{name}@{seed}.json", passed_on(options, name, seed))
@@ -56,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def names(options: argparse.Namespace) -> list[str]:
-    """`METHOD-2d`, `METHOD-3d` of every recipe, and `random` of both."""
+    """`METHOD-2d`, `METHOD-3d` of every recipe, and of random weights."""
     from .ours import shipped
 
-    known = [f"{name}-{ndim}d" for ndim in (2, 3) for name in ("random", *shipped(ndim, options.recipes))]
+    known = [f"{name}-{ndim}d" for ndim in (2, 3) for name in (*WITHOUT, *shipped(ndim, options.recipes))]
     wanted = [word for word in options.only.split(",") if word]
     return [name for name in known if not wanted or name in wanted or name[:-3] in wanted]
 
@@ -111,14 +113,14 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 def pretrained(
     method: str, ndim: int, folder: Path, options: argparse.Namespace
 ) -> tuple[Path, dict[str, Any]]:
-    """The run folder (for `random`: an encoder as it is built) and what the run took.
+    """The run folder (for random weights: an encoder as it is built) and what the run took.
 
     With `--calibrate` nothing but the steps and what each of them costs.
     """
     from .ours import recipe_of, train
 
     given: dict[str, Any] = {"shards": options.shards, "seed": options.seed, "out": folder / "run"}
-    if method == "random":
+    if method in WITHOUT:
         from medloom.pretrain.run import build
         from medloom.pretrain.weights import save_encoder
 
@@ -192,7 +194,8 @@ def report(folder: Path, chosen: Sequence[str], options: argparse.Namespace) -> 
         f"{options.tune} --seeds {options.seeds}`: {options.budget:g} CPU seconds of one thread a run, "
         f"{platform.machine()}. Mean over the seeds with 95 % intervals over test subjects; kNN and linear: "
         "balanced accuracy, dense: Dice. `random`: the transformer of MAE's recipe with random weights; its "
-        "fine-tuning is training from scratch. Convolutional methods train another network: see parameters.",
+        "fine-tuning is training from scratch, that of `untrained` the protocol of pretrained encoders. "
+        "Convolutional methods train another network: see parameters. Rank: mean over the cells.",
     ]  # fmt: skip
     for ndim in (2, 3):
         own = {name: each for name, each in runs.items() if name.endswith(f"-{ndim}d")}
@@ -212,18 +215,30 @@ def table(runs: dict[str, list[dict[str, Any]]], cells: Sequence[str]) -> list[s
     """One row a method."""
     from .learning_report import good
 
-    rows = ["| method | " + " | ".join(cells) + " | steps | CPU s | million parameters |",
-            "|---|" + "---|" * (len(cells) + 3)]  # fmt: skip
+    rows = ["| method | " + " | ".join(cells) + " | rank | steps | CPU s | million parameters |",
+            "|---|" + "---|" * (len(cells) + 4)]  # fmt: skip
+    ranks = mean_ranks(runs, cells)
     for name, each in runs.items():
         ran = good(each)
         if not ran:
-            rows.append(f"| {name[:-3]} |" + " failed |" * len(cells) + " | | |")
+            rows.append(f"| {name[:-3]} |" + " failed |" * len(cells) + " | | | |")
             continue
         shown = [shown_cell(each, cell) for cell in cells]
         steps, seconds = np.mean([r["steps"] for r in ran]), np.mean([r["cpu_seconds"] for r in ran])
-        rows.append(f"| {name[:-3]} | {' | '.join(shown)} | {steps:.0f} | {seconds:.0f} | "
-                    f"{ran[0]['parameters'] / 1e6:.1f} |")  # fmt: skip
+        rows.append(f"| {name[:-3]} | {' | '.join(shown)} | {ranks[name]:.1f} | {steps:.0f} | "
+                    f"{seconds:.0f} | {ran[0]['parameters'] / 1e6:.1f} |")  # fmt: skip
     return rows
+
+
+def mean_ranks(runs: dict[str, list[dict[str, Any]]], cells: Sequence[str]) -> dict[str, float]:
+    """Method -> its rank among those that ran, ties shared, averaged over the cells: 1 is best."""
+    from scipy.stats import rankdata
+
+    from .learning_report import good
+
+    ran = {name: good(each) for name, each in runs.items() if good(each)}
+    scores = [[np.mean([r["cells"][cell]["score"] for r in each]) for cell in cells] for each in ran.values()]
+    return dict(zip(ran, rankdata(-np.array(scores), axis=0).mean(axis=1), strict=True))
 
 
 def shown_cell(runs: Sequence[dict[str, Any]], cell: str) -> str:
