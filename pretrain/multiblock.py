@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..data.draws import uniform_torch
 from ..data.errors import ConfigError
+from .encoders.patches import Wanted
 from .views.draw import between, log_between, on_device
 
 TRIES = 8  # sets of target blocks drawn for a sample; the first that leaves enough context is taken
@@ -40,6 +41,30 @@ class Hidden(NamedTuple):
     mask: Tensor  # bool [B, N], True where hidden
     index: Tensor  # int64 [M] into the B · N tokens: all hidden ones; others fill up, with weight 0
     weight: Tensor  # float32 [M]: 1 / hidden tokens of the image, so that a masked image sums to 1
+
+    def wanted(self, most: int, rows: int = 0) -> Wanted:
+        """The tokens of `index`, in its order, `most` of an image at most; none of images up to `rows`."""
+        batch, n = self.mask.shape
+        image = self.index // n
+        first = torch.searchsorted(image, torch.arange(batch, device=image.device))
+        place = torch.arange(len(image), device=image.device) - first.index_select(0, image)
+        slots = image * most + place
+        index = torch.zeros(max(rows, batch) * most, dtype=torch.int64, device=image.device)
+        return Wanted(index.index_copy(0, slots, self.index % n).view(-1, most), slots)
+
+    @staticmethod
+    def joined(parts: Sequence[Hidden]) -> Hidden:
+        """The hidden tokens of several batches, one behind the other."""
+        starts = [k * part.mask.numel() for k, part in enumerate(parts)]
+        return Hidden(
+            torch.cat([part.mask for part in parts]),
+            torch.cat([part.index + start for part, start in zip(parts, starts, strict=True)]),
+            torch.cat([part.weight for part in parts]),
+        )
+
+    def to(self, device: torch.device) -> Hidden:
+        """The same on `device`; the host does not wait."""
+        return Hidden(*(on_device(x, device) for x in self))
 
 
 def multi_block(
@@ -123,7 +148,6 @@ def ibot_mask(
     blocks: bool = True,
     aspect: Sequence[float] = (0.3, 1 / 0.3),
     stream: str = "ibot",
-    device: torch.device | None = None,
 ) -> Hidden:
     """Hide a drawn share of the tokens of some images, in blocks or singly (iBOT, arXiv 2111.07832).
 
@@ -132,7 +156,7 @@ def ibot_mask(
     on a GPU it is filled up to the largest share, because to count them would be to wait.
 
     Args:
-        positions: int64 [B]; drawn where they lie, sent to `device`.
+        positions: int64 [B]; drawn where they lie.
         ratio: share of the tokens hidden, uniform.
         probability: of an image to be masked at all.
         blocks: False: single tokens.
@@ -158,7 +182,7 @@ def ibot_mask(
     mask = rank < count[:, None]
     index = _packed(mask) if mask.device.type == "cpu" else _filled(mask, math.ceil(ratio[1] * n))
     weight = (mask / mask.sum(dim=1, keepdim=True).clamp_min(1)).flatten().index_select(0, index)
-    return Hidden(*(on_device(x, device or u.device) for x in (mask, index, weight.float())))
+    return Hidden(mask, index, weight.float())
 
 
 def _pieces(

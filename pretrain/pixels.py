@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..data.errors import ConfigError
 from .encoders.base import Encoder
 from .encoders.blocks import run_blocks
+from .encoders.patches import Wanted, select
 from .encoders.positions import sincos
 
 
@@ -64,18 +65,17 @@ class PatchDecoder(nn.Module):
         self.predict = PatchHead(encoder, dim)
 
     def forward(self, tokens: Tensor, grid: Sequence[int], only: Tensor | None = None) -> Tensor:
-        """Embedded tokens [B, N, dim] in grid order -> [B, N, pixels · C], 0 where not in `only` [B, K]."""
+        """Embedded tokens [B, N, dim] in grid order -> patches [B, N, pixels · C]; [B, K, ...] of `only`."""
         tokens = tokens + sincos(grid, self.dim, tokens.device).to(self.norm.weight.dtype)
-        tokens, _ = run_blocks(self.blocks, tokens, only=only)
-        predicted = self.predict(self.norm(tokens), len(grid))
-        if only is None:
-            return predicted
-        whole = predicted.new_zeros(len(predicted), math.prod(grid), predicted.shape[-1])
-        return whole.scatter(1, only.unsqueeze(-1).expand_as(predicted), predicted)
+        tokens, _ = run_blocks(self.blocks, tokens, only=None if only is None else Wanted(only))
+        return self.predict(self.norm(tokens), len(grid))
 
 
-def patchify(image: Tensor, patch_size: Sequence[int]) -> Tensor:
-    """[B, C, *spatial] -> [B, N, patch pixels · C], patches row-major, channels last inside a patch."""
+def patchify(image: Tensor, patch_size: Sequence[int], only: Tensor | None = None) -> Tensor:
+    """[B, C, *spatial] -> [B, N, patch pixels · C], patches row-major, channels last inside a patch.
+
+    With int64 `only` [B, K] these patches: [B, K, patch pixels · C].
+    """
     batch, channels, *spatial = image.shape
     axes = len(patch_size)
     split: list[int] = []
@@ -85,7 +85,8 @@ def patchify(image: Tensor, patch_size: Sequence[int]) -> Tensor:
     grid_axes = [2 + 2 * axis for axis in range(axes)]
     patch_axes = [3 + 2 * axis for axis in range(axes)]
     x = x.permute(0, *grid_axes, *patch_axes, 1)
-    return x.reshape(batch, math.prod(split[0::2]), math.prod(patch_size) * channels)
+    patches = x.reshape(batch, math.prod(split[0::2]), math.prod(patch_size) * channels)
+    return patches if only is None else select(patches, only)
 
 
 def unpatchify(patches: Tensor, grid: Sequence[int], patch_size: Sequence[int]) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from ...data.errors import ConfigError
+from .patches import Wanted
 
 
 @dataclass(slots=True)
@@ -22,13 +23,13 @@ class Features:
     """What an encoder says about a batch.
 
     `tokens` are the patch tokens only, without class and register tokens, in row-major order of `grid`.
-    `grid` is None when only a part of the tokens was computed (`keep` given): then tokens[:, i] belongs to
-    the patch keep[:, i]. `pyramid` goes from fine to coarse for a convolutional network; for a plain
+    `grid` is None when there is only a part of the tokens: with `keep`, tokens[:, i] belongs to the patch
+    keep[:, i]. `pyramid` goes from fine to coarse for a convolutional network; for a plain
     transformer it holds four depths of one grid, the last being `tokens` themselves.
     """
 
     pooled: Tensor  # [B, E]
-    tokens: Tensor  # [B, N, E]
+    tokens: Tensor  # [B, N, E]; of `some` what its `only` picks
     grid: tuple[int, ...] | None = None
     pyramid: list[Tensor] | None = None  # each [B, E_i, *grid_i]
 
@@ -96,9 +97,17 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def some(self, x: Tensor, only: Wanted, keep: Tensor | None = None, hide: Hide | None = None) -> Features:
+        """What `forward(x, keep, hide=hide)` gives, with those `tokens` alone that `only` picks.
+
+        Encoders that can leave out what nothing else needs do.
+        """
+        found = self(x, keep, hide=hide)
+        return Features(found.pooled, only.pick(found.tokens))
+
     def embed(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """What `forward(x, keep).pooled` is, [B, E], without computing what only other features need."""
-        return self(x, keep).pooled
+        return self.some(x, Wanted.none(len(x), x.device), keep).pooled
 
     def last(self, x: Tensor, count: int) -> list[Features]:
         """Features behind each of the last `count` blocks; the last of them are the encoder's output.

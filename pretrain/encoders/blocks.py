@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from .patches import select
+from .patches import Wanted
 from .positions import rotate
 
-# (tokens, rotary table, places that are wanted or None) -> what is added to the tokens at those places
-Part = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+# (tokens, rotary table, tokens that are wanted or None) -> what is added to these
+Part = Callable[[Tensor, Tensor | None, Wanted | None], Tensor]
 
 
 def run_blocks(
@@ -37,7 +37,7 @@ def run_blocks(
     rope: Sequence[Tensor | None] | Tensor | None = None,
     levels: Sequence[int] = (),
     recompute: bool = False,
-    only: Tensor | None = None,
+    only: Wanted | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Run tokens [B, ..., E] through blocks.
 
@@ -47,13 +47,11 @@ def run_blocks(
         levels: indices of blocks whose output is kept.
         recompute: keep the input of each block only, and compute it again in the backward pass
             (arXiv 1604.06174): memory of one block instead of all, for a third more arithmetic.
-        only: int64 [B, K], the tokens whose output is wanted; the last block then computes the keys and
-            values of all of them, and everything else for these alone: five sixths of its products for the
-            others are saved.
+        only: the tokens whose output is wanted; the last block then computes the keys and values of all of
+            them, and everything else for these alone: five sixths of its products for the others are saved.
 
     Returns:
-        The tokens after the last block (those of `only`: [B, K, E]), and those after each of `levels`, in
-        order.
+        The tokens after the last block (what `only` picks of them), and after each of `levels`, in order.
     """
     kept: list[Tensor] = []
     blocks = list(blocks)
@@ -68,21 +66,20 @@ def run_blocks(
     return tokens, kept
 
 
-def run_block(block: nn.Module, x: Tensor, rope: Tensor | None = None, only: Tensor | None = None) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, rope: Tensor | None = None, only: Wanted | None = None) -> Tensor:
     """One block of timm, with stochastic depth that skips what it drops; `only` as in `run_blocks`."""
-    if only is not None and not takes_only(block):
-        return select(run_block(block, x, rope), only)
+    if only is not None and not takes_only(block, only):
+        return only.pick(run_block(block, x, rope))
     if _parts(block) is None:
         return block(x) if rope is None else block(x, rope=rope)
     whole = getattr(block, "whole", None)  # gathers sharded weights around the call (scale/sharding.py)
     return run_parts(block, x, rope, only) if whole is None else whole(x, rope, only)
 
 
-def run_parts(block: nn.Module, x: Tensor, rope: Tensor | None = None, only: Tensor | None = None) -> Tensor:
+def run_parts(block: nn.Module, x: Tensor, rope: Tensor | None = None, only: Wanted | None = None) -> Tensor:
     """`run_block` of a block whose parts are known, with its weights at hand."""
     for part, drop in _parts(block) or ():
-        rate = float(getattr(drop, "drop_prob", 0.0)) if block.training else 0.0
-        x = add_part(x, part, rate, rope, only)
+        x = add_part(x, part, rate_of(drop), rope, only)
         only = None  # the second part sees the tokens that the first has left
     return x
 
@@ -92,29 +89,31 @@ def kind_of(block: nn.Module) -> type[nn.Module]:
     return getattr(block, "plain_kind", type(block))
 
 
-def takes_only(block: nn.Module) -> bool:
-    """Whether a block can compute some tokens from all of them."""
+def rate_of(drop: nn.Module) -> float:
+    """The share of samples that a drop path leaves out, in training."""
+    return float(getattr(drop, "drop_prob", 0.0)) if drop.training else 0.0
+
+
+def takes_only(block: nn.Module, only: Wanted) -> bool:
+    """Whether a block can compute these tokens from all of them."""
     from timm.models.vision_transformer import Attention, Block
 
     if kind_of(block) is not Block or type(cast(Any, block).attn) is not Attention:
         return False
-    return type(cast(Any, block).attn.qkv) is nn.Linear  # an adapter's weight is not all that it computes
-
-
-def first_token(tokens: Tensor) -> Tensor:
-    """`only` for the first token of each sequence: zeros [B, 1]."""
-    return torch.zeros(tokens.shape[0], 1, dtype=torch.int64, device=tokens.device)
+    if type(cast(Any, block).attn.qkv) is not nn.Linear:  # an adapter's weight is not all that it computes
+        return False
+    # Samples are left out whole, which rows of different numbers do not show.
+    return only.slots is None or not any(rate_of(drop) for _, drop in _parts(block) or ())
 
 
 def add_part(
-    x: Tensor, part: Part, rate: float, rope: Tensor | None = None, only: Tensor | None = None
+    x: Tensor, part: Part, rate: float, rope: Tensor | None = None, only: Wanted | None = None
 ) -> Tensor:
     """x + part(x), with a share `rate` of the samples left out and the others scaled: the mean is the same.
 
-    Which ones is drawn from torch's global generator, as all dropout is. With `only` int64 [B, K], the sum at
-    these tokens [B, K, E].
+    Which ones is drawn from torch's global generator, as all dropout is. With `only`, the sum at these.
     """
-    base = x if only is None else select(x, only)
+    base = x if only is None else only.pick(x)
     if rate == 0.0:
         return base + part(x, rope, only)
     batch = x.shape[0]
@@ -125,7 +124,7 @@ def add_part(
         return base + drop_path(part(x, rope, only), rate, True)
     chosen = torch.rand(batch, device=x.device).argsort()[: batch - dropped]
     some = rope.index_select(0, chosen) if rope is not None and rope.ndim == 4 else rope
-    places = None if only is None else only.index_select(0, chosen)
+    places = None if only is None else Wanted(only.index.index_select(0, chosen))
     added = part(x.index_select(0, chosen), some, places).to(x.dtype)
     return base.index_add(0, chosen, added, alpha=batch / (batch - dropped))
 
@@ -158,12 +157,14 @@ def _scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
     return x if gamma is None else gamma * x
 
 
-def attend(attention: nn.Module, x: Tensor, rope: Tensor | None, only: Tensor | None = None) -> Tensor:
+def attend(attention: nn.Module, x: Tensor, rope: Tensor | None, only: Wanted | None = None) -> Tensor:
     """timm's `Attention` on tokens [B, N, E], with queries and keys turned by `rope` where there is one.
 
-    With `only` int64 [B, K], the outcome at these tokens [B, K, E].
+    With `only`, the outcome at these tokens.
     """
-    if rope is None and only is None:
+    from timm.models.vision_transformer import Attention
+
+    if rope is None and only is None and type(attention) is not Attention:
         return attention(x)
     a = cast(Any, attention)
     if only is None:
@@ -172,24 +173,28 @@ def attend(attention: nn.Module, x: Tensor, rope: Tensor | None, only: Tensor | 
         weight, bias = a.qkv.weight, a.qkv.bias
         inner = weight.shape[0] // 3
         of_query, of_rest = (None, None) if bias is None else (bias[:inner], bias[inner:])
-        (query,) = _heads(functional.linear(select(x, only), weight[:inner], of_query), 1, a.num_heads)
+        query = only.spread(functional.linear(only.pick(x), weight[:inner], of_query))
+        (query,) = _heads(query, 1, a.num_heads)
         key, value = _heads(functional.linear(x, weight[inner:], of_rest), 2, a.num_heads)
     query, key = a.q_norm(query), a.k_norm(key)
     if rope is not None:
-        query, key = rotate(query, rope if only is None else _rows(rope, only)), rotate(key, rope)
+        query, key = rotate(query, rope if only is None else _rows(rope, only.index)), rotate(key, rope)
     rate = a.attn_drop.p if attention.training else 0.0
-    x = functional.scaled_dot_product_attention(query, key, value, dropout_p=rate)
-    return a.proj_drop(a.proj(x.transpose(1, 2).flatten(2)))
+    x = functional.scaled_dot_product_attention(query, key, value, dropout_p=rate).transpose(1, 2).flatten(2)
+    return a.proj_drop(a.proj(x if only is None else only.collect(x)))
 
 
-def _heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """[B, N, parts · heads · d] -> parts of [B, heads, N, d]."""
-    return x.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+def _heads(x: Tensor, parts: int, heads: int) -> list[Tensor]:
+    """[B, N, parts · heads · d] -> parts of [B, heads, N, d].
+
+    Cut along the channels, not unbound from an axis of parts as timm does: their gradients are then put
+    together in one copy instead of two.
+    """
+    return [part.unflatten(2, (heads, -1)).transpose(1, 2) for part in x.chunk(parts, dim=2)]
 
 
-def _rows(table: Tensor, only: Tensor) -> Tensor:
-    """Rows of a rotary table [N, d] or [B, heads or 1, N, d] at `only` [B, K]: [B, heads or 1, K, d]."""
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a rotary table [N, d] or [B, heads or 1, N, d] at `index` [B, K]: [B, heads or 1, K, d]."""
     if table.ndim == 2:
-        return table[only].unsqueeze(1)
-    index = only[:, None, :, None].expand(-1, table.shape[1], -1, table.shape[-1])
-    return table.gather(2, index)
+        return table[index].unsqueeze(1)
+    return table.gather(2, index[:, None, :, None].expand(-1, table.shape[1], -1, table.shape[-1]))

@@ -20,11 +20,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ...data.errors import ConfigError
 from .base import Encoder, Features, Hide, depths_of_pyramid
-from .blocks import first_token, run_blocks
-from .patches import embed_some, replace, select
+from .blocks import run_blocks
+from .patches import Wanted, embed_some, parted, replace, select
 from .timm_nets import create_timm, describe_for_timm, with_user_arguments
 
 
@@ -76,36 +77,37 @@ class ViT(Encoder):
         keep: Tensor | None = None,
         pyramid: bool = False,
         hide: Hide | None = None,
-        only_pooled: bool = False,
+        only: Wanted | None = None,
     ) -> Features:
         """See `Encoder.forward`; x is [B, C, H, W]. `pooled` is what timm's own `model(x)` gives.
 
-        With `only_pooled` no patch tokens are given back, where that saves a part of the last block.
+        `only` as in `some`.
         """
         grid = self.check(x, keep, pyramid, hide)
         model = cast(Any, self.model)
         tokens, rope = self._embed(x, grid, keep, hide)
         wanted = depths_of_pyramid(len(model.blocks)) if pyramid else []
         mixed = getattr(model, "rope_mixed", False)  # tables that differ by block
+        early = only is not None and self._pools_token()
         tokens, levels = run_blocks(
             model.blocks,
             model.norm_pre(tokens),
             rope=list(rope) if rope is not None and mixed else rope,
             levels=wanted,
             recompute=self.recompute,
-            only=first_token(tokens) if only_pooled and self._pools_token() else None,
+            only=only.behind(self.prefix) if only is not None and early else None,
         )
-        tokens = model.norm(tokens)
+        first, tokens = parted(model.norm(tokens), self.prefix, only, early)
         return Features(
-            pooled=model.forward_head(tokens, pre_logits=True),
-            tokens=tokens[:, self.prefix :],
-            grid=grid if keep is None and tokens.shape[1] > self.prefix else None,
+            pooled=model.forward_head(first, pre_logits=True),
+            tokens=tokens,
+            grid=grid if keep is None and only is None else None,
             pyramid=[self._as_map(model.norm(level), grid) for level in levels] if pyramid else None,
         )
 
-    def embed(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See `Encoder.embed`."""
-        return self(x, keep, only_pooled=True).pooled
+    def some(self, x: Tensor, only: Wanted, keep: Tensor | None = None, hide: Hide | None = None) -> Features:
+        """See `Encoder.some`."""
+        return self(x, keep, hide=hide, only=only)
 
     def last(self, x: Tensor, count: int) -> list[Features]:
         """See `Encoder.last`."""
@@ -145,9 +147,9 @@ class ViT(Encoder):
             # timm adds prefix tokens and positions to a whole grid: let it, to a grid of zeros.
             zeros = next(model.parameters()).new_zeros(1, *grid, self.embed_dim)
             table, rope = self._with_positions(zeros)
-            table = table.expand(x.shape[0], -1, -1)
-            visible = embed_some(model.patch_embed.proj, x, keep) + select(table[:, self.prefix :], keep)
-            tokens = torch.cat([table[:, : self.prefix], visible], dim=1)
+            visible = embed_some(model.patch_embed.proj, x, keep)
+            visible = visible + functional.embedding(keep, table[0, self.prefix :])
+            tokens = torch.cat([table[:, : self.prefix].expand(len(x), -1, -1), visible], dim=1)
         return tokens, None if rope is None else self._visible_rope(rope, keep)
 
     def _with_positions(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ...data.errors import ConfigError, nearest
 from .base import Encoder, Features, Hide, depths_of_pyramid
-from .blocks import first_token, run_blocks
-from .patches import PatchEmbed, replace
+from .blocks import run_blocks
+from .patches import PatchEmbed, Wanted, parted, replace
 from .positions import rotations, sincos
 
 # (embed_dim, depth, heads) as in DeiT (arXiv 2012.12877) and ViT (arXiv 2010.11929).
@@ -129,31 +129,29 @@ class ViT3D(Encoder):
         keep: Tensor | None = None,
         pyramid: bool = False,
         hide: Hide | None = None,
-        only_pooled: bool = False,
+        only: Wanted | None = None,
     ) -> Features:
-        """See `Encoder.forward`; x is [B, C, D, H, W]. `pooled` is what `pool` says.
-
-        With `only_pooled` no patch tokens are given back, where that saves a part of the last block.
-        """
+        """See `Encoder.forward`; x is [B, C, D, H, W]. `pooled` is what `pool` says, `only` as in `some`."""
         grid = self.check(x, keep, pyramid, hide)
         tokens, rope = self._embedded(x, grid, keep, hide)
         wanted = depths_of_pyramid(len(self.blocks)) if pyramid else []
-        only = first_token(tokens) if only_pooled and self.config.pool == "token" else None
+        early = only is not None and self.config.pool == "token"
         tokens, levels = run_blocks(
-            self.blocks, tokens, rope=rope, levels=wanted, recompute=self.recompute, only=only
-        )
-        tokens = self.norm(tokens)
+            self.blocks, tokens, rope=rope, levels=wanted, recompute=self.recompute,
+            only=only.behind(self.prefix) if only is not None and early else None,
+        )  # fmt: skip
+        first, tokens = parted(self.norm(tokens), self.prefix, only, early)
         maps = [self.norm(level)[:, self.prefix :].transpose(1, 2) for level in levels]
         return Features(
-            pooled=self._pooled(tokens),
-            tokens=tokens[:, self.prefix :],
-            grid=grid if keep is None and tokens.shape[1] > self.prefix else None,
+            pooled=self._pooled(first),
+            tokens=tokens,
+            grid=grid if keep is None and only is None else None,
             pyramid=[m.reshape(x.shape[0], -1, *grid) for m in maps] if pyramid else None,
         )
 
-    def embed(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """See `Encoder.embed`."""
-        return self(x, keep, only_pooled=True).pooled
+    def some(self, x: Tensor, only: Wanted, keep: Tensor | None = None, hide: Hide | None = None) -> Features:
+        """See `Encoder.some`."""
+        return self(x, keep, hide=hide, only=only)
 
     def last(self, x: Tensor, count: int) -> list[Features]:
         """See `Encoder.last`."""

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ...data.errors import ConfigError
 from .base import Encoder, Hide
-from .patches import replace, select
+from .patches import replace
 from .vit3d import ViT3D
 
 
@@ -58,7 +58,7 @@ class ViT3DLearnt(ViT3D):
         head, table = self.pos_embed[:, : self.heads], self.pos_embed[:, self.heads :]
         table = resampled(table, self.stored, grid)
         tokens = replace(self._patches(x, keep), hide)
-        tokens = tokens + (table if keep is None else select(table.expand(x.shape[0], -1, -1), keep))
+        tokens = tokens + (table if keep is None else functional.embedding(keep, table[0]))
         first = [] if not self.heads else [self.cls_token + head]
         first += [] if self.reg_token is None else [self.reg_token]
         return torch.cat([*(part.expand(x.shape[0], -1, -1) for part in first), tokens], dim=1), None

@@ -7,24 +7,35 @@ asks for: nothing is summed over the ranks.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+EPS = 1e-6  # added to the variance of a patch; an even one (air) becomes 0
 
 
-def normalise_patches(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+def normalise_patches(patches: Tensor) -> Tensor:
     """Give each patch mean 0 and variance 1 over its pixels and channels (arXiv 2111.06377, section 4).
 
     Args:
         patches: [B, N, P].
-        eps: added to the variance; an even patch (air) becomes 0.
 
     Returns:
-        (normalised [B, N, P], mean [B, N, 1], deviation [B, N, 1]), float32.
+        [B, N, P], float32: (patches - mean) / deviation of `patch_statistics`.
     """
+    # torch's layer norm, one pass where the formula takes five, divides by P what is divided by P - 1 here.
+    pixels = patches.shape[-1]
+    share = (pixels - 1) / pixels
+    scale = torch.full((pixels,), math.sqrt(share), device=patches.device)
+    return functional.layer_norm(patches.float(), (pixels,), weight=scale, eps=EPS * share)
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [B, N, 1], float32, of the pixels and channels of patches [B, N, P]."""
     patches = patches.float()
-    mean = patches.mean(dim=-1, keepdim=True)
-    deviation = torch.sqrt(patches.var(dim=-1, keepdim=True) + eps)
-    return (patches - mean) / deviation, mean, deviation
+    return patches.mean(-1, keepdim=True), torch.sqrt(patches.var(-1, keepdim=True) + EPS)
 
 
 def masked_mse(predicted: Tensor, target: Tensor, hidden: Tensor, counts: Tensor | None = None) -> Tensor:
@@ -47,12 +58,7 @@ def masked_l1(predicted: Tensor, target: Tensor, hidden: Tensor, counts: Tensor 
 
 
 def _masked_mean(error: Tensor, hidden: Tensor, counts: Tensor | None) -> Tensor:
-    weight = hidden.to(error.dtype)
-    if counts is None:
-        error = error.mean(dim=-1)
-    else:
-        seen = counts.to(error.dtype)
-        error = (error.unflatten(-1, (seen.shape[-1], -1)).mean(dim=-1) * seen).sum(dim=-1)
-        number = seen.sum(dim=-1)
-        error, weight = error / number.clamp_min(1.0), weight * number
-    return ((error * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)).mean()
+    weight = (hidden.unsqueeze(-1) if counts is None else counts & hidden.unsqueeze(-1)).float()
+    each = error.shape[-1] // weight.shape[-1]  # numbers that share a weight
+    weight = weight / (len(error) * each * weight.sum(dim=(1, 2), keepdim=True).clamp_min(1.0))
+    return (error.unflatten(-1, (-1, each)) * weight.unsqueeze(-1)).sum()

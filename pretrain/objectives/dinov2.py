@@ -1,14 +1,16 @@
 """DINOv2: DINO on pooled features, iBOT on hidden tokens, KoLeo against crowding; DINOv3's Gram anchoring.
 
 Oquab et al., arXiv 2304.07193, with the numbers of the published configuration; 3DINO (arXiv 2501.11755) has
-shown the same in 3D. The student's global crops have tokens hidden behind the patch embedding, and only the
-hidden ones go through the token head. `gram.weight` above 0 adds the anchoring of DINOv3 (arXiv 2508.10104);
-its high-resolution phase is a run of its own (base-dinov2-highres-2d): `init_from` the first run, whose heads
+shown the same in 3D. The student's global crops have tokens hidden behind the patch embedding. Only hidden
+ones are compared, so only these go through the token head and, with the class tokens, through the last block
+of student and teacher. `gram.weight` above 0 adds the anchoring of DINOv3 (arXiv 2508.10104); its
+high-resolution phase is a run of its own (base-dinov2-highres-2d): `init_from` the first run, whose heads
 come along, larger crops, and `gram.snapshot=0`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from ...data.errors import ConfigError
 from ..anchor import GramAnchor, GramConfig
 from ..encoders.base import Encoder, Features, Hide
+from ..encoders.patches import Wanted
 from ..heads import DINOHead
 from ..losses.dino import Centre
 from ..losses.ibot import ibot_loss
@@ -93,48 +96,47 @@ class DINOv2(DINO):
         """See `Objective.step`. Terms: those of `DINO.step`, `ibot`, and `gram` once it counts."""
         groups = views.make(batch, self.crops)
         seen = self.seen(groups)
+        hidden, wanted = self.hide(groups[0], len(seen), batch, encoder)
         with torch.no_grad():
-            teacher: Features = self.averaged("encoder")(seen)
-        hidden = self.hide(groups[0], len(seen), batch, encoder)
-        large = encoder(groups[0].image, hide=Hide(self._padded(hidden.mask, groups[0]), self.mask_token))
+            teacher: Features = self.averaged("encoder").some(seen, wanted.first(len(seen)))
+        anchored = self.anchor is not None and self.anchor.counts(batch.step, batch.steps)
+        hide = Hide(self._padded(hidden.mask, groups[0]), self.mask_token)
+        image = groups[0].image
+        large = encoder(image, hide=hide) if anchored else encoder.some(image, wanted, hide=hide)
         pooled = torch.cat([large.pooled, *(encoder.embed(group.image) for group in groups[1:])])
         loss, terms = self.agree(pooled, teacher.pooled, batch)
-        tokens = large.tokens[: len(seen)]
-        value = self.tokens_agree(tokens, teacher.tokens, hidden, batch)
+        mine = wanted.pick(large.tokens) if anchored else large.tokens
+        value = self.tokens_agree(mine, teacher.tokens, hidden, batch)
         loss, terms["ibot"] = loss + self.config.ibot_weight * value, value.detach()
-        if self.anchor is not None and self.anchor.counts(batch.step, batch.steps):
+        if self.anchor is not None and anchored:
             crops = [crop for crop in self.crops[batch.image.ndim - 2] if crop.name == "global"]
-            value = self.anchor.loss(tokens, seen, batch, crops)
+            value = self.anchor.loss(large.tokens[: len(seen)], seen, batch, crops)
             loss, terms["gram"] = loss + self.config.gram.weight * value, value.detach()
         return self.output(loss, terms, teacher.pooled, len(batch.image))
 
     def tokens_agree(self, student: Tensor, teacher: Tensor, hidden: Hidden, batch: Batch) -> Tensor:
-        """iBOT's loss of tokens [G · B, N, E] at the hidden places."""
-        mine, theirs = (x.flatten(0, 1).index_select(0, hidden.index) for x in (student, teacher))
+        """iBOT's loss of the tokens [M, E] at the hidden places."""
         head = "head" if self.config.shared_head else "token_head"
         with torch.no_grad():
-            logits = self.averaged(head)(theirs)
+            logits = self.averaged(head)(teacher)
             targets = self.assign(logits, batch, self.token_centre, hidden.weight > 0)
-        mine = self.heads()[head](mine)
-        return ibot_loss(mine, targets, hidden.weight, len(student), self.config.student_temperature)
+        logits = self.heads()[head](student)
+        return ibot_loss(logits, targets, hidden.weight, len(hidden.mask), self.config.student_temperature)
 
-    def hide(self, crops: Crops, rows: int, batch: Batch, encoder: Encoder) -> Hidden:
-        """Hidden tokens of the global crops, each drawn from a stream of its own."""
+    def hide(self, crops: Crops, rows: int, batch: Batch, encoder: Encoder) -> tuple[Hidden, Wanted]:
+        """Hidden tokens of the global crops, each drawn from a stream of its own; and where to find them."""
         c: DINOv2.Config = self.config
-        grid = encoder.grid(crops.image.shape[2:])
+        grid, device = encoder.grid(crops.image.shape[2:]), crops.image.device
         drawn = [
             ibot_mask(
                 batch.seed, batch.keys, grid, ratio=c.mask_ratio, probability=c.mask_share,
-                blocks=c.mask_blocks, stream=f"ibot:{name}", device=crops.image.device,
+                blocks=c.mask_blocks, stream=f"ibot:{name}",
             )
             for name in crops.names[: rows // len(batch.image)]
         ]  # fmt: skip
-        starts = [k * one.mask.numel() for k, one in enumerate(drawn)]
-        return Hidden(
-            torch.cat([one.mask for one in drawn]),
-            torch.cat([one.index + start for one, start in zip(drawn, starts, strict=True)]),
-            torch.cat([one.weight for one in drawn]),
-        )
+        hidden = Hidden.joined(drawn)
+        wanted = hidden.wanted(math.ceil(c.mask_ratio[1] * math.prod(grid)), len(crops.image))
+        return hidden.to(device), wanted.to(device)
 
     def _padded(self, mask: Tensor, crops: Crops) -> Tensor:
         """The mask with nothing hidden in local crops of the same size, where there are any."""

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from ...data.errors import ConfigError
 from ..encoders.base import Encoder, Features
+from ..encoders.blocks import run_blocks
+from ..encoders.patches import Wanted, select
 from ..encoders.positions import sincos
 from ..losses.jepa import jepa_loss
 from ..multiblock import Blocks, multi_block
@@ -95,8 +97,7 @@ class IJEPA(Objective):
         blocks = self.draw(batch, encoder)
         with torch.no_grad():
             teacher: Features = cast(Any, self.teacher.encoder)(image)
-            wanted = blocks.targets.flatten(1).unsqueeze(-1).expand(-1, -1, teacher.tokens.shape[-1])
-            target = teacher.tokens.gather(1, wanted).unflatten(1, blocks.targets.shape[1:])
+            target = select(teacher.tokens, blocks.targets.flatten(1)).unflatten(1, blocks.targets.shape[1:])
         context = encoder(image, keep=blocks.context)
         predicted = self.fill_in(context.tokens, blocks, encoder.grid(image.shape[2:]))
         loss = jepa_loss(predicted, target)
@@ -130,9 +131,9 @@ class IJEPA(Objective):
         around = table.index_select(0, blocks.context.flatten()).unflatten(0, (batch, -1))
         known = (self.embed(context) + around).repeat_interleave(count, dim=0)
         x = torch.cat([known, (self.mask_token + places).to(known.dtype)], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.predict(self.norm(x[:, -size:])).unflatten(0, (batch, count))
+        last = torch.arange(x.shape[1] - size, x.shape[1], device=x.device).expand(len(x), -1)
+        x, _ = run_blocks(self.blocks, x, only=Wanted(last))
+        return self.predict(self.norm(x)).unflatten(0, (batch, count))
 
     @torch.no_grad()
     def panel(self, batch: Batch, encoder: Encoder) -> dict[str, Tensor]:

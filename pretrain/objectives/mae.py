@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from ..encoders.base import Encoder
+from ..encoders.patches import rows_of
 from ..masks import split, visible_tokens
 from ..pixels import PatchDecoder, PixelToken, expand_mask
 from .base import Facts
-from .masked import MaskedConfig, MaskedPixels
+from .masked import MaskedConfig, MaskedPixels, Prediction
 
 
 class MAE(MaskedPixels):
@@ -61,15 +62,17 @@ class MAE(MaskedPixels):
         """See `MaskedPixels.units`."""
         return self.config.mask_ratio, self.config.mask_block
 
-    def reconstruct(self, image: Tensor, hidden: Tensor, encoder: Encoder) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, image: Tensor, hidden: Tensor, encoder: Encoder) -> Prediction:
         """See `MaskedPixels.reconstruct`."""
         grid = encoder.grid(image.shape[2:])
         if encoder.supports_keep:
             mask = split(hidden, visible_tokens(grid, self.config.mask_ratio, self.config.mask_block))
             features = encoder(image, keep=mask.keep)
             visible = self.decoder.embed(features.tokens)
-            token = self.mask_token.to(visible.dtype).expand(len(visible), math.prod(grid), -1)
-            tokens = token.scatter(1, mask.keep.unsqueeze(-1).expand_as(visible), visible)
+            count = math.prod(grid)
+            token = self.mask_token.to(visible.dtype).squeeze(0).expand(len(visible) * count, -1)
+            tokens = token.index_copy(0, rows_of(mask.keep, count), visible.flatten(0, 1))
+            tokens = tokens.unflatten(0, (-1, count))
         else:
             features = encoder(
                 self.pixel_token(image, expand_mask(hidden, grid, encoder.patch_of(len(grid))))
@@ -77,4 +80,4 @@ class MAE(MaskedPixels):
             tokens = self.decoder.embed(features.tokens)
             mask = None
         only = None if mask is None else mask.masked  # what is visible is not asked for
-        return self.decoder(tokens, grid, only), features.pooled
+        return Prediction(self.decoder(tokens, grid, only), features.pooled, only)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...data.errors import ConfigError
 from ..encoders.base import Encoder
-from ..losses.reconstruction import masked_mse, normalise_patches
+from ..losses.reconstruction import masked_mse, normalise_patches, patch_statistics
 from ..masks import hide
 from ..pixels import expand_mask, patchify, unpatchify
 from ..tissue import patches_with, tissue
@@ -39,6 +39,14 @@ class MaskedConfig:
             raise ConfigError(f"objective.foreground is {self.foreground}: it is a share, 0 to 1")
 
 
+class Prediction(NamedTuple):
+    """What is predicted of a batch."""
+
+    patches: Tensor  # [B, N, patch pixels · C], all patches, or those of `only`: [B, K, ...]
+    pooled: Tensor  # [B, E]
+    only: Tensor | None = None  # int64 [B, K]: hidden patches
+
+
 class MaskedPixels(Objective):
     """Base of the objectives that predict hidden pixels."""
 
@@ -46,8 +54,8 @@ class MaskedPixels(Objective):
         """(ratio, block) of `masks.hide` for a grid of tokens of `patch` pixels."""
         raise NotImplementedError
 
-    def reconstruct(self, image: Tensor, hidden: Tensor, encoder: Encoder) -> tuple[Tensor, Tensor]:
-        """Predict all patches: ([B, N, patch pixels · C], pooled [B, E])."""
+    def reconstruct(self, image: Tensor, hidden: Tensor, encoder: Encoder) -> Prediction:
+        """Predict all patches, or the hidden ones."""
         raise NotImplementedError
 
     def step(self, batch: Batch, encoder: Encoder) -> Output:
@@ -55,12 +63,13 @@ class MaskedPixels(Objective):
         image = self.view(batch)
         where = self.tissue(image, batch)
         hidden = self.hidden(image, batch, encoder, where)
-        predicted, pooled = self.reconstruct(self.corrupted(image, batch), hidden, encoder)
+        predicted, pooled, only = self.reconstruct(self.corrupted(image, batch), hidden, encoder)
         patch = encoder.patch_of(image.ndim - 2)
-        target = patchify(image, patch)
+        target = patchify(image, patch, only)
         if self.config.norm_pixels:
-            target = normalise_patches(target)[0]
-        counts = patchify(where, patch) if where is not None and self.config.skip_air else None
+            target = normalise_patches(target)
+        counts = patchify(where, patch, only) if where is not None and self.config.skip_air else None
+        hidden = hidden if only is None else hidden.gather(1, only)
         loss, terms = self.loss(predicted, target, hidden, counts)
         # Parameters that only `pooled` uses (a norm behind the pooling) get a gradient of zero instead of
         # none, which distributed training would take for an error.
@@ -117,10 +126,14 @@ class MaskedPixels(Objective):
         patch, grid = encoder.patch_of(image.ndim - 2), encoder.grid(image.shape[2:])
         hidden = self.hidden(image, batch, encoder, self.tissue(image, batch))
         shown = self.corrupted(image, batch)
-        predicted = self.reconstruct(shown, hidden, encoder)[0].float()
+        predicted, _, only = self.reconstruct(shown, hidden, encoder)
         target = patchify(image, patch).float()
+        if only is not None:
+            index = only.unsqueeze(-1).expand_as(predicted)
+            predicted = predicted.new_zeros(target.shape).scatter(1, index, predicted)
+        predicted = predicted.float()
         if self.config.norm_pixels:
-            _, mean, deviation = normalise_patches(target)
+            mean, deviation = patch_statistics(target)
             predicted = predicted * deviation + mean
         return {
             "input": image,

@@ -27,7 +27,7 @@ from ..masks import fitting_block
 from ..pixels import PatchDecoder, PixelToken, expand_mask
 from ..views.noise import normal_field
 from .base import Batch, Facts
-from .masked import MaskedConfig, MaskedPixels
+from .masked import MaskedConfig, MaskedPixels, Prediction
 
 UNIT = 16  # pixels a side of a mask unit
 
@@ -79,12 +79,12 @@ class MDAE(MaskedPixels):
         field = normal_field(image, batch.seed, "mdae:field", batch.position)
         return angle.cos() * image + angle.sin() * field
 
-    def reconstruct(self, image: Tensor, hidden: Tensor, encoder: Encoder) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, image: Tensor, hidden: Tensor, encoder: Encoder) -> Prediction:
         """See `MaskedPixels.reconstruct`."""
         grid = encoder.grid(image.shape[2:])
         whole = expand_mask(hidden, grid, encoder.patch_of(len(grid)))
         features = encoder(self.pixel_token(image, whole))
-        return self.decoder(self.decoder.embed(features.tokens), grid), features.pooled
+        return Prediction(self.decoder(self.decoder.embed(features.tokens), grid), features.pooled)
 
     def loss(
         self, predicted: Tensor, target: Tensor, hidden: Tensor, counts: Tensor | None

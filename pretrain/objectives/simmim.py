@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ...data.errors import ConfigError
 from ..encoders.base import Encoder, Hide
+from ..encoders.patches import Wanted
 from ..losses.reconstruction import masked_l1
-from ..masks import fitting_block
+from ..masks import fitting_block, split, visible_tokens
 from ..pixels import PatchHead, PixelToken, expand_mask
 from .base import Facts
-from .masked import MaskedConfig, MaskedPixels
+from .masked import MaskedConfig, MaskedPixels, Prediction
 
 UNIT = {2: 32, 3: 16}  # pixels, voxels
 
@@ -67,15 +68,18 @@ class SimMIM(MaskedPixels):
             )
         return self.config.mask_ratio, [u // p for u, p in zip(unit, patch, strict=True)]
 
-    def reconstruct(self, image: Tensor, hidden: Tensor, encoder: Encoder) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, image: Tensor, hidden: Tensor, encoder: Encoder) -> Prediction:
         """See `MaskedPixels.reconstruct`."""
         grid = encoder.grid(image.shape[2:])
         if encoder.supports_hide:
-            features = encoder(image, hide=Hide(hidden, self.mask_token))
+            patch = encoder.patch_of(len(grid))
+            only = split(hidden, visible_tokens(grid, *self.units(grid, patch))).masked
+            features = encoder.some(image, Wanted(only), hide=Hide(hidden, self.mask_token))
         else:
+            only = None
             whole = expand_mask(hidden, grid, encoder.patch_of(len(grid)))
             features = encoder(self.pixel_token(image, whole))
-        return self.head(features.tokens, len(grid)), features.pooled
+        return Prediction(self.head(features.tokens, len(grid)), features.pooled, only)
 
     def loss(
         self, predicted: Tensor, target: Tensor, hidden: Tensor, counts: Tensor | None

@@ -23,7 +23,7 @@ from ..encoders.base import Encoder, Features
 from ..encoders.sparse import sparse
 from ..pixels import expand_mask, patchify
 from .base import Facts
-from .masked import MaskedConfig, MaskedPixels
+from .masked import MaskedConfig, MaskedPixels, Prediction
 
 
 class SparK(MaskedPixels):
@@ -78,7 +78,7 @@ class SparK(MaskedPixels):
         """See `MaskedPixels.units`."""
         return self.config.mask_ratio, 1
 
-    def reconstruct(self, image: Tensor, hidden: Tensor, encoder: Encoder) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, image: Tensor, hidden: Tensor, encoder: Encoder) -> Prediction:
         """See `MaskedPixels.reconstruct`."""
         grid, patch = encoder.grid(image.shape[2:]), encoder.patch_of(image.ndim - 2)
         if self.config.sparse:
@@ -90,7 +90,7 @@ class SparK(MaskedPixels):
             )
         else:
             features = encoder(image.masked_fill(expand_mask(hidden, grid, patch), 0.0), pyramid=True)
-        return patchify(self.decoder(features), patch), features.pooled
+        return Prediction(patchify(self.decoder(features), patch), features.pooled)
 
     def filled(self, pyramid: Sequence[Tensor], hidden: Tensor, grid: Sequence[int]) -> list[Tensor]:
         """The maps with mask tokens at hidden places, mixed with their surroundings."""

@@ -12,6 +12,7 @@ from medloom.pretrain.encoders import Encoder, build_encoder
 from medloom.pretrain.losses.reconstruction import normalise_patches
 from medloom.pretrain.objectives import OBJECTIVES, Batch
 from medloom.pretrain.objectives.mae import MAE
+from medloom.pretrain.objectives.masked import Prediction
 from medloom.pretrain.optim import adamw, param_groups
 from medloom.pretrain.pixels import expand_mask, patchify
 from medloom.pretrain.views import ViewConfig
@@ -104,9 +105,9 @@ def test_the_panel_is_in_the_units_of_the_input(
     objective, encoder, batch = make(key, norm_pixels=norm_pixels)
     batch.image = batch.image * 30 + 200
     target = patchify(batch.image, encoder.patch_size)
-    perfect = normalise_patches(target)[0] if norm_pixels else target
+    perfect = normalise_patches(target) if norm_pixels else target
     pooled = torch.zeros(3, encoder.embed_dim)
-    monkeypatch.setattr(objective, "reconstruct", lambda *_: (perfect, pooled))
+    monkeypatch.setattr(objective, "reconstruct", lambda *_: Prediction(perfect, pooled))
     panel = objective.panel(batch, encoder)
     assert list(panel) == ["input", "masked", "reconstruction"]
     assert torch.equal(panel["input"], batch.image)
@@ -249,7 +250,7 @@ def test_empty_pixels_do_not_count(key: str, monkeypatch: pytest.MonkeyPatch) ->
         target = patchify(batch.image, encoder.patch_size)
         wrong = target + 3 * patchify(air, encoder.patch_size)
         pooled = torch.zeros(3, encoder.embed_dim)
-        monkeypatch.setattr(objective, "reconstruct", lambda *_, w=wrong, p=pooled: (w, p))
+        monkeypatch.setattr(objective, "reconstruct", lambda *_, w=wrong, p=pooled: Prediction(w, p))
         loss = float(objective.step(batch, encoder).loss)
         assert loss == 0.0 if skip else loss > 0.5
 

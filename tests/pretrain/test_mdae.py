@@ -7,6 +7,7 @@ import torch
 from medloom.data.errors import ConfigError
 from medloom.pretrain.encoders import Encoder
 from medloom.pretrain.objectives import Batch
+from medloom.pretrain.objectives.masked import Prediction
 from medloom.pretrain.objectives.mdae import MDAE
 from medloom.pretrain.pixels import patchify
 from medloom.pretrain.views import ViewConfig
@@ -43,7 +44,7 @@ def test_the_clean_image_is_the_target_everywhere(
     batch = small_batch(encoder, ndim)
     pooled = torch.zeros(4, encoder.embed_dim)
     target = patchify(batch.image, encoder.patch_of(ndim))
-    monkeypatch.setattr(objective, "reconstruct", lambda *_: (target + 0.5, pooled))
+    monkeypatch.setattr(objective, "reconstruct", lambda *_: Prediction(target + 0.5, pooled))
     output = objective.step(batch, encoder)
     assert float(output.loss) == pytest.approx(0.25, abs=1e-5)
     assert float(output.terms["reconstruction"]) == pytest.approx(0.25, abs=1e-5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from medloom.pretrain.encoders import build_encoder
 from medloom.pretrain.encoders.blocks import run_block, run_blocks
+from medloom.pretrain.encoders.patches import Wanted
 from medloom.pretrain.encoders.positions import rotations
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
@@ -32,7 +33,9 @@ def test_a_last_block_for_some_tokens_gives_what_the_whole_one_gives(kind: str) 
     results = []
     for wanted in (None, only):
         x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        tokens, levels = run_blocks(blocks, x, rope=rope, levels=[0], only=wanted)
+        tokens, levels = run_blocks(
+            blocks, x, rope=rope, levels=[0], only=Wanted(wanted) if wanted is not None else None
+        )
         chosen = tokens if wanted is not None else tokens.gather(1, only[..., None].expand(-1, -1, 16))
         assert chosen.shape == (3, 2, 16) and levels[0].shape == (3, 5, 16)
         blocks.zero_grad()
@@ -46,14 +49,38 @@ def test_a_last_block_for_some_tokens_gives_what_the_whole_one_gives(kind: str) 
         torch.testing.assert_close(some, whole, rtol=1e-4, atol=1e-5)
 
 
+RAGGED = Wanted(torch.tensor([[3, 0], [0, 0], [1, 4]]), torch.tensor([0, 4, 5]))  # 1, 0 and 2 of 5 tokens
+
+
+@pytest.mark.parametrize("kind", ONLY)
+def test_a_last_block_takes_different_numbers_of_tokens(kind: str) -> None:
+    torch.manual_seed(0)
+    build, tables = ONLY[kind]
+    blocks = torch.nn.ModuleList([build(), build()])
+    rope = {None: None, "shared": rotations((5,), 8), "own": torch.randn(3, 1, 5, 8)}[tables]
+    results = []
+    for only in (None, RAGGED):
+        x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        tokens, _ = run_blocks(blocks, x, rope=rope, only=only)
+        chosen = tokens if only else tokens.flatten(0, 1)[[3, 11, 14]]
+        blocks.zero_grad()
+        chosen.square().sum().backward()
+        assert chosen.shape == (3, 16) and x.grad is not None
+        results.append([chosen.detach(), x.grad, *(p.grad.clone() for p in blocks.parameters())])
+    for whole, some in zip(*results, strict=True):
+        torch.testing.assert_close(some, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_dropped_samples_keep_their_wanted_tokens() -> None:
     torch.manual_seed(0)
     block, x = Block(16, 2, qkv_bias=True, drop_path=0.5).train(), torch.randn(6, 5, 16)
     only = torch.randint(0, 5, (6, 2))
     seen: list[tuple[int, ...]] = []
     block.mlp.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
-    out = run_block(block, x, None, only)
+    out = run_block(block, x, None, Wanted(only))
     assert out.shape == (6, 2, 16) and seen == [(3, 2, 16)]
+    ragged = Wanted(only, torch.tensor([0, 3, 4]))  # samples are dropped whole: the block computes all tokens
+    assert run_block(block, x, None, ragged).shape == (3, 16) and seen[1] == (3, 5, 16)
 
 
 POOLING: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -72,12 +99,22 @@ POOLING: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("key", POOLING)
 @torch.no_grad()
-def test_pooled_alone_is_pooled_with_the_rest(key: str) -> None:
+def test_pooled_and_some_tokens_are_those_of_a_whole_pass(key: str) -> None:
     torch.manual_seed(0)
     section, size = POOLING[key]
     encoder = build_encoder({**section, "in_channels": 1}).eval()
     x = torch.randn(2, 1, *size)
-    torch.testing.assert_close(encoder.embed(x), encoder(x).pooled, rtol=1e-4, atol=1e-5)
+    whole = encoder(x)
+    torch.testing.assert_close(encoder.embed(x), whole.pooled, rtol=1e-4, atol=1e-5)
+    index = torch.tensor([[0, 2], [1, 0]])
+    for only, tokens in (
+        (Wanted(index), torch.stack([whole.tokens[0, [0, 2]], whole.tokens[1, [1, 0]]])),
+        (Wanted(index, torch.tensor([1, 2])), torch.stack([whole.tokens[0, 2], whole.tokens[1, 1]])),
+    ):
+        found = encoder.some(x, only)
+        assert found.grid is None
+        torch.testing.assert_close(found.pooled, whole.pooled, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.tokens, tokens, rtol=1e-4, atol=1e-5)
 
 
 def test_pooled_alone_computes_the_last_block_for_the_class_token_only() -> None:

@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from medloom.pretrain.losses.reconstruction import masked_l1, masked_mse, normalise_patches
+from medloom.pretrain.losses.reconstruction import (
+    masked_l1,
+    masked_mse,
+    normalise_patches,
+    patch_statistics,
+)
 from medloom.pretrain.pixels import patchify, unpatchify
 from torch import Tensor
 
@@ -80,7 +85,7 @@ def test_nothing_hidden_costs_nothing_and_half_precision_is_summed_in_float32() 
 def test_normalised_patches_have_mean_0_and_variance_1_and_even_ones_are_0() -> None:
     patches = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(1)) * 40 + 300
     patches[0, 0] = 5.0
-    normal, mean, deviation = normalise_patches(patches)
+    normal, (mean, deviation) = normalise_patches(patches), patch_statistics(patches)
     assert torch.equal(normal[0, 0], torch.zeros(64))
     exact = patches.double()
     exact = (exact - exact.mean(-1, keepdim=True)) / (exact.var(-1, keepdim=True) + 1e-6).sqrt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -73,8 +74,10 @@ def test_crops_of_one_size_are_one_forward_and_only_global_ones_are_masked(
     hides: list[Any] = []
     forward = encoder.forward
     monkeypatch.setattr(
-        encoder, "forward", lambda x, hide=None: (hides.append((len(x), hide)), forward(x, hide=hide))[1]
-    )
+        encoder, "forward", lambda x, keep=None, hide=None, only=None: (
+            hides.append((len(x), hide)), forward(x, keep, hide=hide, only=only)
+        )[1]
+    )  # fmt: skip
     teacher = record(monkeypatch, objective.teacher.encoder)
     objective.step(batch, encoder)
     ((rows, hide),) = hides
@@ -86,13 +89,14 @@ def test_masks_have_the_share_asked_for_and_differ_between_the_crops() -> None:
     objective, encoder, _ = make("dinov2", mask_share=0.5, mask_ratio=[0.25, 0.5])
     batch = small_batch(encoder, 2, count=200)
     groups = objective_views(objective, batch)
-    hidden = objective.hide(groups, 400, batch, encoder)
+    hidden, wanted = objective.hide(groups, 400, batch, encoder)
     share = hidden.mask.float().mean(dim=1)  # of 16 tokens
     masked = share > 0
     assert 0.4 < float(masked.float().mean()) < 0.6
     assert float(share[masked].min()) >= 0.25 - 1 / 32 and float(share.max()) <= 0.5 + 1 / 32
     assert not torch.equal(hidden.mask[:200], hidden.mask[200:])
     assert torch.equal(hidden.index.sort().values, hidden.mask.flatten().nonzero()[:, 0])
+    assert torch.equal(wanted.pick(torch.arange(400 * 16).view(400, 16, 1))[:, 0], hidden.index)
     assert float(hidden.weight.sum()) == pytest.approx(float(masked.sum()), rel=1e-4)
 
 
@@ -105,16 +109,32 @@ def objective_views(objective: DINO, batch: Batch) -> Any:
 def test_the_token_loss_looks_at_hidden_tokens_alone() -> None:
     objective, encoder, batch = make("dinov2", centring="centre")
     groups = objective_views(objective, batch)
-    hidden = objective.hide(groups, 8, batch, encoder)
+    hidden, wanted = objective.hide(groups, 8, batch, encoder)
     assert hidden.mask.any() and not hidden.mask.all()
     tokens = torch.randn(8, 16, 48, requires_grad=True)
-    teacher = torch.randn(8, 16, 48)
-    loss = objective.tokens_agree(tokens, teacher, hidden, batch)
-    loss.backward()
+    objective.tokens_agree(wanted.pick(tokens), wanted.pick(torch.randn(8, 16, 48)), hidden, batch).backward()
     assert tokens.grad is not None
     assert torch.equal(tokens.grad.abs().sum(dim=2) > 0, hidden.mask)
-    changed = torch.where(hidden.mask[..., None], teacher, teacher + 1)
-    assert torch.equal(objective.tokens_agree(tokens, changed, hidden, batch), loss)
+
+
+def test_a_step_with_some_tokens_is_the_step_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last block of student and teacher computes class tokens and hidden ones; nothing else changes."""
+    results, rows = [], []
+    for whole in (False, True):
+        objective, encoder, batch = make("dinov2")
+        if whole:
+            for network in (encoder, objective.teacher.encoder):
+                monkeypatch.setattr(network, "some", partial(Encoder.some, network))
+        else:
+            mlp = next(m for name, m in encoder.named_modules() if name.endswith("blocks.1.mlp"))
+            mlp.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1].numel()))
+        output = objective.step(batch, encoder)
+        output.loss.backward()
+        trained = [*encoder.parameters(), *objective.parameters()]
+        results.append([output.loss, output.features, *(p.grad for p in trained if p.grad is not None)])
+    assert len(results[0]) == len(results[1]) and rows[0] < 20 * 16 / 2
+    for some, all_of_them in zip(*results, strict=True):
+        torch.testing.assert_close(some, all_of_them, rtol=1e-4, atol=1e-5)
 
 
 # ---- what moves when -------------------------------------------------------------------------------------
