@@ -136,7 +136,10 @@ class _Values:
         return _short(mean), _short(math.sqrt(variance))
 
     def otsu(self) -> float:
-        """Otsu's threshold over 256 bins between the 0.5th and 99.5th percentile; below all without air."""
+        """Otsu's threshold over 256 bins between the 0.5th and 99.5th percentile.
+
+        Of an image without air (its darker class is bright, or all is one value) it lies below all values.
+        """
         low, high = self.percentile(0.5), self.percentile(99.5)
         if high <= low:
             return _short(self.low - 1.0) if self.low == self.high else low
