@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from .rivals import Size, rival
 from .steps import CASES, VIEWS
@@ -25,7 +26,7 @@ Step = Callable[[int, bool], None]  # (number, views are to be made)
 
 
 def serve(name: str, method: str, options: argparse.Namespace) -> None:
-    """Answer orders (`warm`, `given`, `made`, `memory`) with one line of JSON each."""
+    """Answer orders (`warm`, `given`, `made`, `memory`, `tensors`) with one line of JSON each."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     torch.set_num_threads(options.threads)
     step: Step | None = None
@@ -47,7 +48,9 @@ def carried_out(
 ) -> tuple[dict[str, float], int]:
     """Do one order; returns the figures and the number of steps done so far."""
     if order == "memory":
-        reset_peak(options.device)
+        reset_peak()
+    elif order == "tensors":
+        return {"tensors": float(given_out(lambda: step(count, False), options.device))}, count + 1
     elif order == "warm":
         for made in (True, False):
             step(count, made)
@@ -58,7 +61,7 @@ def carried_out(
         count += 1
     seconds = (clock(options.device) - began) / options.steps
     if order == "memory":
-        return {"memory": float(peak(options.device) - base)}, count
+        return {"memory": float(status("VmHWM") - base)}, count
     return ({} if order == "warm" else {order: seconds}), count
 
 
@@ -70,23 +73,33 @@ def clock(device: str) -> float:
     return time.process_time()
 
 
-def reset_peak(device: str) -> None:
-    """Forget the highest memory so far."""
+def reset_peak() -> None:
+    """Forget the highest resident size so far."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def given_out(run: Callable[[], None], device: str) -> int:
+    """Most bytes that torch's allocator gave out while `run` ran, above what it had given out before."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
 
 
-def peak(device: str) -> int:
-    """Highest bytes since `reset_peak`."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")
-
-
-def resident(device: str) -> int:
-    """Bytes that the process holds before anything is built; on a GPU the allocator counts from zero."""
+def resident() -> int:
+    """Bytes that the process holds before anything is built."""
     gc.collect()
-    return 0 if device == "cuda" else status("VmRSS")
+    return status("VmRSS")
 
 
 def status(key: str) -> int:
@@ -116,7 +129,7 @@ def other(name: str, method: str, size: Size, options: argparse.Namespace) -> tu
 
     kind = rival(name)
     kind(replace(size, dim=64, depth=1, heads=1), 100)  # whatever is imported late is imported now
-    base = resident(options.device)
+    base = resident()
     contender = kind(size, 10_000).to(options.device).train()
     # As lightly's and stable-pretraining's examples and plain code call it.
     optimiser = torch.optim.AdamW([p for p in contender.parameters() if p.requires_grad], lr=1e-5)
@@ -149,19 +162,19 @@ def medloom(name: str, method: str, size: Size, options: argparse.Namespace) -> 
     told = {"name": method, **CASES[method][0], **crops(method, size)}
     kind, section = polymorphic(told, OBJECTIVES, "objective")
     kind(section, build_encoder(transformer(replace(size, dim=64, depth=1, heads=1))))  # imports, as above
-    base = resident(options.device)
+    base = resident()
     encoder = build_encoder(transformer(size)).to(options.device).train()
     objective = kind(section, encoder).to(options.device).train()
     groups = param_groups(encoder, objective.named_parameters(), weight_decay=0.05)
     optimiser = adamw(groups, lr=1e-5, betas=(0.9, 0.999))
     stored = loaded(options.batch, size.picture, options.device, whole=method == "mae")
-    kept = KeptViews(objective)
+    kept, image = KeptViews(objective), to_float(stored, 3)
 
     def step(number: int, made: bool) -> None:
         kept.fresh = made
         positions = torch.arange(options.batch) + options.batch * number
         batch = Batch(
-            image=to_float(stored, 3), limits=limits(stored, 3), seed=0,
+            image=to_float(stored, 3) if made else image, limits=limits(stored, 3), seed=0,
             position=positions.to(options.device), host_position=positions, step=number, steps=10_000,
         )  # fmt: skip
         loss = objective.step(batch, encoder).loss
