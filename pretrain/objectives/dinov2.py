@@ -54,7 +54,7 @@ class DINOv2(DINO):
         paper="arXiv 2304.07193",
         predicts="the teacher's prototypes of views, and of hidden tokens",
         good_for="frozen features for whole images and for patches; wants large batches and long runs",
-        cost="4.5 with 2 large and 8 small views, beside 65,536 prototypes for each hidden token",
+        cost="4 with 2 large and 8 small views, beside 65,536 prototypes for each hidden token",
     )
 
     def __init__(self, config: DINOv2.Config, encoder: Encoder) -> None:

@@ -59,7 +59,7 @@ class MDAE(MaskedPixels):
         paper="CVPR 2026, Masked-Diffusion Autoencoders",
         predicts="the clean image from a masked and noisy one",
         good_for="classification from a reconstruction method; segmentation as MAE",
-        cost="1.5: all tokens are computed, as in the decoder",
+        cost="1.2: all tokens are computed, as in the decoder",
     )
 
     def __init__(self, config: MDAE.Config, encoder: Encoder) -> None:

@@ -47,7 +47,7 @@ class MoCoV3(Objective):
         paper="arXiv 2104.02057",
         predicts="which key of a slow copy of the network shows the same image",
         good_for="fine-tuned classification and regression, with smaller batches than SimCLR",
-        cost="2.7: two views, forward and backward, and two forward passes of the momentum encoder",
+        cost="2.5: two views, forward and backward, and two forward passes of the momentum encoder",
     )
     least_batch = 2
 
