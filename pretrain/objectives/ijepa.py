@@ -57,7 +57,7 @@ class IJEPA(Objective):
         paper="arXiv 2301.08243",
         predicts="the teacher's features of hidden blocks from a block around them",
         good_for="frozen features without hand-made augmentation: mixed modalities; wants large images",
-        cost="0.8 with a transformer: a quarter of the tokens, a narrow predictor, one forward of the teacher",
+        cost="0.8 with a transformer: a quarter of the tokens, a narrow predictor, a pass of the teacher",
     )
 
     def __init__(self, config: IJEPA.Config, encoder: Encoder) -> None:
