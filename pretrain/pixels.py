@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..data.errors import ConfigError
 from .encoders.base import Encoder
 from .encoders.blocks import run_blocks
-from .encoders.patches import Wanted, select
+from .encoders.patches import Filled, Wanted, select
 from .encoders.positions import sincos
 
 
@@ -64,9 +64,11 @@ class PatchDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
         self.predict = PatchHead(encoder, dim)
 
-    def forward(self, tokens: Tensor, grid: Sequence[int], only: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor | Filled, grid: Sequence[int], only: Tensor | None = None) -> Tensor:
         """Embedded tokens [B, N, dim] in grid order -> patches [B, N, pixels · C]; [B, K, ...] of `only`."""
-        tokens = tokens + sincos(grid, self.dim, tokens.device).to(self.norm.weight.dtype)
+        weight = self.norm.weight
+        table = sincos(grid, self.dim, weight.device).to(weight.dtype)
+        tokens = tokens.plus(table) if isinstance(tokens, Filled) else tokens + table
         tokens, _ = run_blocks(self.blocks, tokens, only=None if only is None else Wanted(only))
         return self.predict(self.norm(tokens), len(grid))
 

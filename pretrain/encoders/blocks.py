@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from .patches import Wanted
+from .patches import Filled, Wanted
 from .positions import rotate
 
 # (tokens, rotary table, tokens that are wanted or None) -> what is added to these
@@ -32,7 +32,7 @@ Part = Callable[[Tensor, Tensor | None, Wanted | None], Tensor]
 
 def run_blocks(
     blocks: Iterable[nn.Module],
-    tokens: Tensor,
+    tokens: Tensor | Filled,
     *,
     rope: Sequence[Tensor | None] | Tensor | None = None,
     levels: Sequence[int] = (),
@@ -42,6 +42,7 @@ def run_blocks(
     """Run tokens [B, ..., E] through blocks.
 
     Args:
+        tokens: of a table that fills up, the first block makes queries, keys and values once.
         rope: rotary tables, one for all blocks or a list of one each. A table of four axes is
             [B, heads or 1, N, d], one of its own for each sample; others broadcast.
         levels: indices of blocks whose output is kept.
@@ -58,12 +59,27 @@ def run_blocks(
     for depth, block in enumerate(blocks):
         wanted = only if depth == len(blocks) - 1 else None
         table = rope if rope is None or isinstance(rope, Tensor) else rope[depth]
-        if recompute and torch.is_grad_enabled():
+        if isinstance(tokens, Filled):
+            tokens = run_filled(block, tokens, table, wanted)
+        elif recompute and torch.is_grad_enabled():
             tokens = cast(Tensor, checkpoint(run_block, block, tokens, table, wanted, use_reentrant=False))
         else:
             tokens = run_block(block, tokens, table, wanted)
         kept += [tokens] * list(levels).count(depth)
-    return tokens, kept
+    if isinstance(tokens, Filled):
+        tokens = tokens.whole()
+    return tokens if only is None or blocks else only.pick(tokens), kept
+
+
+def run_filled(block: nn.Module, x: Filled, rope: Tensor | None, only: Wanted | None) -> Tensor:
+    """`run_block` of tokens that a table fills up."""
+    b, parts = cast(Any, block), _parts(block) or []
+    sharded = hasattr(block, "whole")  # then weights are at hand in `run_parts` alone
+    if sharded or not _plain(block) or any(rate_of(drop) for _, drop in parts):
+        return run_block(block, x.whole(), rope, only)
+    qkv = x.each(lambda tokens: b.attn.qkv(b.norm1(tokens))).whole()
+    tokens = x.whole() if only is None else only.pick(x.whole())
+    return add_part(tokens + b.ls1(attend(b.attn, qkv, rope, only, made=True)), parts[1][0], 0.0)
 
 
 def run_block(block: nn.Module, x: Tensor, rope: Tensor | None = None, only: Wanted | None = None) -> Tensor:
@@ -96,14 +112,17 @@ def rate_of(drop: nn.Module) -> float:
 
 def takes_only(block: nn.Module, only: Wanted) -> bool:
     """Whether a block can compute these tokens from all of them."""
+    # Samples are left out whole, which rows of different numbers do not show.
+    return _plain(block) and (only.slots is None or not any(rate_of(drop) for _, drop in _parts(block) or ()))
+
+
+def _plain(block: nn.Module) -> bool:
+    """Whether this is timm's own block with its own attention and a weight that is all it computes with."""
     from timm.models.vision_transformer import Attention, Block
 
     if kind_of(block) is not Block or type(cast(Any, block).attn) is not Attention:
         return False
-    if type(cast(Any, block).attn.qkv) is not nn.Linear:  # an adapter's weight is not all that it computes
-        return False
-    # Samples are left out whole, which rows of different numbers do not show.
-    return only.slots is None or not any(rate_of(drop) for _, drop in _parts(block) or ())
+    return type(cast(Any, block).attn.qkv) is nn.Linear  # an adapter's is not
 
 
 def add_part(
@@ -157,18 +176,22 @@ def _scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
     return x if gamma is None else gamma * x
 
 
-def attend(attention: nn.Module, x: Tensor, rope: Tensor | None, only: Wanted | None = None) -> Tensor:
+def attend(
+    attention: nn.Module, x: Tensor, rope: Tensor | None, only: Wanted | None = None, made: bool = False
+) -> Tensor:
     """timm's `Attention` on tokens [B, N, E], with queries and keys turned by `rope` where there is one.
 
-    With `only`, the outcome at these tokens.
+    With `only`, the outcome at these tokens; with `made`, x is queries, keys and values already: [B, N, 3 E].
     """
     from timm.models.vision_transformer import Attention
 
     if rope is None and only is None and type(attention) is not Attention:
         return attention(x)
     a = cast(Any, attention)
-    if only is None:
-        query, key, value = _heads(a.qkv(x), 3, a.num_heads)
+    if made or only is None:
+        query, key, value = _heads(x if made else a.qkv(x), 3, a.num_heads)
+        if only is not None:
+            query = _heads(only.spread(only.pick(x)), 3, a.num_heads)[0]
     else:
         weight, bias = a.qkv.weight, a.qkv.bias
         inner = weight.shape[0] // 3

@@ -8,7 +8,7 @@ token costs as much as nine tenths of a block (0.98 for 224² pixels; CPU).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -72,6 +72,32 @@ class Wanted(NamedTuple):
     def none(batch: int, device: torch.device) -> Wanted:
         """Not one of the tokens of `batch` sequences."""
         return Wanted(torch.zeros(batch, 0, dtype=torch.int64, device=device))
+
+
+class Filled(NamedTuple):
+    """Tokens [B, N, E], some of each sequence; in the place of the others are those of one table.
+
+    So the tokens of a masked autoencoder's decoder begin. What is made of each token by itself is then made
+    of the table once, and not for every sequence.
+    """
+
+    table: Tensor  # [N, E]
+    given: Tensor  # [B, K, E]
+    keep: Tensor  # int64 [B, K], their places among the N
+
+    def whole(self) -> Tensor:
+        """[B, N, E]."""
+        batch, n = len(self.keep), len(self.table)
+        tokens = self.table.to(self.given.dtype).repeat(batch, 1)
+        return tokens.index_copy_(0, rows_of(self.keep, n), self.given.flatten(0, 1)).unflatten(0, (batch, n))
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Filled:
+        """With `function` of table and tokens, whose rows it must treat one by one."""
+        return Filled(function(self.table), function(self.given), self.keep)
+
+    def plus(self, table: Tensor) -> Filled:
+        """With a table [N, E] added to all."""
+        return Filled(self.table + table, self.given + functional.embedding(self.keep, table), self.keep)
 
 
 def parted(tokens: Tensor, prefix: int, only: Wanted | None, early: bool) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoders.base import Encoder
-from ..encoders.patches import rows_of
+from ..encoders.patches import Filled
 from ..masks import split, visible_tokens
 from ..pixels import PatchDecoder, PixelToken, expand_mask
 from .base import Facts
@@ -69,10 +69,7 @@ class MAE(MaskedPixels):
             mask = split(hidden, visible_tokens(grid, self.config.mask_ratio, self.config.mask_block))
             features = encoder(image, keep=mask.keep)
             visible = self.decoder.embed(features.tokens)
-            count = math.prod(grid)
-            token = self.mask_token.to(visible.dtype).squeeze(0).expand(len(visible) * count, -1)
-            tokens = token.index_copy(0, rows_of(mask.keep, count), visible.flatten(0, 1))
-            tokens = tokens.unflatten(0, (-1, count))
+            tokens = Filled(self.mask_token[0].expand(math.prod(grid), -1), visible, mask.keep)
         else:
             features = encoder(
                 self.pixel_token(image, expand_mask(hidden, grid, encoder.patch_of(len(grid))))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from medloom.pretrain.encoders import build_encoder
 from medloom.pretrain.encoders.blocks import run_block, run_blocks
-from medloom.pretrain.encoders.patches import Wanted
+from medloom.pretrain.encoders.patches import Filled, Wanted
 from medloom.pretrain.encoders.positions import rotations
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
@@ -69,6 +69,43 @@ def test_a_last_block_takes_different_numbers_of_tokens(kind: str) -> None:
         results.append([chosen.detach(), x.grad, *(p.grad.clone() for p in blocks.parameters())])
     for whole, some in zip(*results, strict=True):
         torch.testing.assert_close(some, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("some", [True, False])
+@pytest.mark.parametrize("kind", ONLY)
+def test_a_table_that_fills_up_gives_what_its_copies_give(kind: str, some: bool, depth: int) -> None:
+    torch.manual_seed(0)
+    build, tables = ONLY[kind]
+    blocks = torch.nn.ModuleList([build() for _ in range(depth)])
+    rope = {None: None, "shared": rotations((5,), 8), "own": torch.randn(3, 1, 5, 8)}[tables]
+    keep, only = torch.tensor([[4, 0], [1, 2], [3, 0]]), torch.tensor([[1, 2, 3], [0, 3, 4], [1, 2, 4]])
+    results = []
+    for filled in (True, False):
+        generator = torch.Generator().manual_seed(1)
+        table = torch.randn(5, 16, generator=generator).requires_grad_()
+        given = torch.randn(3, 2, 16, generator=generator).requires_grad_()
+        tokens = Filled(table, given, keep)
+        whole = table.expand(3, -1, -1).scatter(1, keep[..., None].expand_as(given), given)
+        torch.testing.assert_close(tokens.whole(), whole, rtol=0, atol=0)
+        out, _ = run_blocks(
+            blocks, tokens if filled else whole, rope=rope, only=Wanted(only) if some else None
+        )
+        blocks.zero_grad()
+        out.square().sum().backward()
+        assert table.grad is not None and given.grad is not None
+        results.append([out.detach(), table.grad, given.grad, *(p.grad.clone() for p in blocks.parameters())])
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_goes_through_the_first_block_once() -> None:
+    blocks, seen = torch.nn.ModuleList(Block(16, 2) for _ in range(2)), []
+    for block in blocks:
+        block.attn.qkv.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
+    tokens = Filled(torch.randn(5, 16), torch.randn(3, 2, 16), torch.tensor([[4, 0], [1, 2], [3, 0]]))
+    run_blocks(blocks, tokens)
+    assert seen == [(5, 16), (3, 2, 16), (3, 5, 16)]
 
 
 def test_dropped_samples_keep_their_wanted_tokens() -> None:
