@@ -62,6 +62,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / LAST, weights_only=True)["state_dict"]
 
 
+def without_key_bias(name: str, x: torch.Tensor) -> torch.Tensor:
+    """A bias of all keys changes no softmax: its gradient is rounding alone, which Adam turns into steps."""
+    if not name.endswith("qkv.bias"):
+        return x
+    query, _, value = x.chunk(3)
+    return torch.cat([query, value])
+
+
 def test_both_ranks_go_back_and_leave_out_the_same_step(
     tiny_config: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -72,7 +80,9 @@ def test_both_ranks_go_back_and_leave_out_the_same_step(
     ])  # fmt: skip
     back, skip, sharded = (weights(tmp_path / name) for name in names)
     assert all(torch.equal(back[name], skip[name]) for name in back)
-    assert all(torch.allclose(back[name], sharded[name], rtol=1e-3, atol=1e-4) for name in back)
+    for name in back:
+        one, two = (without_key_bias(name, state[name]) for state in (back, sharded))
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-4), name
     for name in names:
         run = tmp_path / name
         record = read_record(run / "bad" / "step-6.json")

@@ -100,7 +100,9 @@ def test_every_line_is_the_same_run() -> None:
     assert plan.lines[0].efficiency == 1
     pace = plan.assumptions.pace
     assert pace.rate == 0.35 * 100e12
-    assert plan.lines[0].times.compute == pytest.approx(256 * plan.costs[0].operations.sample / pace.rate)
+    (line, *_), operations = plan.lines, plan.costs[0].operations
+    expected = line.accumulate * operations.at(line.micro) / pace.rate
+    assert line.times.compute == pytest.approx(expected)
     assert json.loads(json.dumps(as_json(plan)))["lines"][3]["ranks"] == 8
     with pytest.raises(ConfigError, match="3 nodes x 8 devices: the batch of 256 does not divide"):
         make_plan(config, DEVICE, nodes=3, per_node=8, precision="bf16-mixed")
@@ -162,9 +164,9 @@ def measured_run(folder: Path, *, batch: int, ranks: int, seconds: float, **more
 def test_measured_runs_give_the_pace_and_are_compared(tmp_path: Path) -> None:
     free = replace(DEVICE, memory_gb_s=1e9, overlap=0.0)  # no time for the optimiser, nothing hides
     config = load_config(RECIPE, ["data.batch_size=64"])
-    sample = make_plan(config, free, nodes=1, per_node=8, precision="32-true").costs[0].operations.sample
+    operations = make_plan(config, free, nodes=1, per_node=8, precision="32-true").costs[0].operations
     fixed, rate = 0.02, 2e11
-    truth = {batch: fixed + batch * sample / rate for batch in (16, 32, 64)}
+    truth = {batch: fixed + operations.at(batch) / rate for batch in (16, 32, 64)}
     small = measured_run(tmp_path / "small", batch=16, ranks=1, seconds=truth[16])
     large = measured_run(tmp_path / "large", batch=64, ranks=1, seconds=truth[64])
     exchange = ring(
